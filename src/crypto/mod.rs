@@ -1,0 +1,1 @@
+//! Ciphers, key derivation and locked memory: everything that touches key bytes.

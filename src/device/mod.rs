@@ -1,0 +1,1 @@
+//! virtio-blk itself: features, configuration space, request parsing and the queue worker.

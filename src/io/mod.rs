@@ -1,0 +1,1 @@
+//! Engines that move bytes between memory and a file.

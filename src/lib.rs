@@ -1,0 +1,25 @@
+//! An encrypted disk for virtual machines, as a vhost-user-blk backend.
+//!
+//! One process serves one volume: it takes virtio-blk requests straight from guest memory, seals
+//! every sector with AES-256-XTS, and keeps only ciphertext below. Data falls straight down through
+//! the rooms; a room imports only rooms below it. One rule shapes them all: **the key stops at
+//! [`volume`]; everything below that floor sees only ciphertext.**
+//!
+//! | floor | room | what it is |
+//! | --- | --- | --- |
+//! | 6 | [`cli`] | the command line: one file a subcommand |
+//! | 5 | [`vhost`] | the conversation with the VMM: accept, negotiate, memory table, rings, reconnect |
+//! | 4 | [`device`] | virtio-blk itself: features, configuration space, request parsing, the queue worker |
+//! | 3 | [`volume`] | plaintext above, ciphertext below: encrypt, decrypt, holes, discard |
+//! | 3 | [`keys`] | where keys come from: files and the Secret format |
+//! | 1 | [`store`] | one copy on one disk: superblock, data file, lock |
+//! | 0 | [`io`], [`crypto`] | engines and ciphers that know nothing of the rest |
+
+pub mod cli;
+pub mod crypto;
+pub mod device;
+pub mod io;
+pub mod keys;
+pub mod store;
+pub mod vhost;
+pub mod volume;

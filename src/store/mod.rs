@@ -1,0 +1,1 @@
+//! One copy of a volume on one disk.

@@ -1,0 +1,1 @@
+//! Plaintext above, ciphertext below.
