@@ -121,12 +121,16 @@ pub trait Engine {
     /// Operations that were submitted and not yet reaped.
     fn in_flight(&self) -> usize;
 
-    /// Becomes readable when a completion can be reaped.
-    fn wait_fd(&self) -> BorrowedFd<'_>;
+    /// Passes on what was submitted, then sleeps until a completion can be reaped or one of
+    /// `wakers`, at most [`WAKERS_MAX`] and the same at every call, is readable. May return early.
+    fn wait(&mut self, wakers: &[BorrowedFd<'_>]) -> std::io::Result<()>;
 }
 
 /// The most segments that one operation may have (`IOV_MAX` of Linux).
 pub const SEGMENTS_MAX: usize = 1024;
+
+/// The most descriptors that [`Engine::wait`] watches.
+pub const WAKERS_MAX: usize = 2;
 
 /// Which engine to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

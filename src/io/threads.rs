@@ -7,13 +7,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::file::BlockFile;
 use super::segments::Segment;
-use super::{Completion, Engine, Errno, Operation};
+use super::{Completion, Engine, Errno, Operation, WAKERS_MAX};
 
 /// Threads that carry out operations on one file.
 pub struct ThreadPool {
@@ -144,6 +144,33 @@ pub struct ThreadEngine {
     in_flight: usize,
 }
 
+impl ThreadEngine {
+    fn hand_over(&mut self) {
+        let count = self.pending.len();
+        if count == 0 {
+            return;
+        }
+        lock(&self.shared.state).jobs.extend(self.pending.drain(..));
+        if count == 1 {
+            self.shared.work.notify_one();
+        } else {
+            self.shared.work.notify_all();
+        }
+    }
+}
+
+impl Drop for ThreadEngine {
+    /// Waits for the operations in flight: the pool still has the addresses of their memory.
+    fn drop(&mut self) {
+        let mut completions = Vec::new();
+        while self.in_flight > 0 {
+            if self.wait(&[]).and_then(|()| self.drive(&mut completions)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
 impl Engine for ThreadEngine {
     unsafe fn submit(&mut self, operation: Operation, segments: &[Segment], token: u64) {
         let mut copy = self.spare.pop().unwrap_or_default();
@@ -153,17 +180,7 @@ impl Engine for ThreadEngine {
     }
 
     fn drive(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
-        match self.pending.len() {
-            0 => {}
-            count => {
-                lock(&self.shared.state).jobs.extend(self.pending.drain(..));
-                if count == 1 {
-                    self.shared.work.notify_one();
-                } else {
-                    self.shared.work.notify_all();
-                }
-            }
-        }
+        self.hand_over();
         for (completion, mut segments) in self.outbox.collect() {
             segments.clear();
             self.spare.push(segments);
@@ -177,8 +194,21 @@ impl Engine for ThreadEngine {
         self.in_flight
     }
 
-    fn wait_fd(&self) -> BorrowedFd<'_> {
-        self.outbox.event.as_fd()
+    fn wait(&mut self, wakers: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.hand_over();
+        let mut watched = [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; WAKERS_MAX + 1];
+        watched[WAKERS_MAX].fd = self.outbox.event.as_raw_fd();
+        for (entry, waker) in watched.iter_mut().zip(wakers) {
+            entry.fd = waker.as_raw_fd();
+        }
+        // SAFETY: the array is live and its length is given; entries of -1 are passed over.
+        match unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, -1) } {
+            0.. => Ok(()),
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+                error => Err(error),
+            },
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! The engine of choice: one `io_uring` for each queue thread.
 //!
 //! The ring is made for one submitter with deferred task work, so that completions are processed
-//! when this thread asks for them and never interrupt it. The ring's own descriptor is what the
-//! thread sleeps on together with the queue's kick.
+//! when this thread asks for them and never interrupt it. The thread sleeps inside the ring: what
+//! else may wake it, such as the queue's kick, is watched by poll requests in the same ring, so that
+//! going to sleep is one system call.
 
 use std::io;
 use std::mem;
@@ -15,7 +16,7 @@ use slab::Slab;
 use super::file::BlockFile;
 use super::segments::Segment;
 use super::threads::skip;
-use super::{Completion, Engine, Errno, Operation};
+use super::{Completion, Engine, Errno, Operation, WAKERS_MAX};
 
 /// Whether this process may make a ring that does what the engine needs.
 pub fn probe() -> io::Result<()> {
@@ -37,6 +38,8 @@ pub struct UringEngine {
     flights: Slab<Flight>,
     spare: Vec<Vec<Segment>>,
     again: Vec<usize>,
+    /// Which of the wakers a poll request is watching.
+    watched: [bool; WAKERS_MAX],
 }
 
 /// An operation between submission and completion.
@@ -53,18 +56,29 @@ impl UringEngine {
         let entries = depth.next_power_of_two().clamp(8, ENTRIES_MAX);
         let ring = make(entries as u32)?;
         ring.submitter().register_files(&[file.as_raw_fd()])?;
-        Ok(Self { ring, file, flights: Slab::new(), spare: Vec::new(), again: Vec::new() })
+        Ok(Self {
+            ring,
+            file,
+            flights: Slab::new(),
+            spare: Vec::new(),
+            again: Vec::new(),
+            watched: [false; WAKERS_MAX],
+        })
     }
 
     fn push(&mut self, key: usize) {
-        let flight = &self.flights[key];
-        let entry = entry(flight).user_data(key as u64);
-        loop {
-            // SAFETY: the flight keeps the vector in place until its completion is reaped, and
-            // whoever submitted it keeps the memory that the vector points to.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
-                return;
-            }
+        let entry = entry(&self.flights[key]).user_data(key as u64);
+        // SAFETY: the flight keeps the vector in place until its completion is reaped, and whoever
+        // submitted it keeps the memory that the vector points to.
+        unsafe { self.push_entry(&entry) };
+    }
+
+    /// # Safety
+    ///
+    /// What the entry points to must stay valid until its completion.
+    unsafe fn push_entry(&mut self, entry: &squeue::Entry) {
+        // SAFETY: passed on to the caller.
+        while unsafe { self.ring.submission().push(entry) }.is_err() {
             // The submission queue is full: hand it to the kernel, which empties it.
             if let Err(error) = self.enter(0) {
                 log::error!("io_uring of {}: {error}", self.file.path().display());
@@ -84,6 +98,17 @@ impl UringEngine {
             // A signal, or completions to reap first: both are over by the next call.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        loop {
+            let Some(entry) = self.ring.completion().next() else { return };
+            if entry.user_data() >= WAKER_TOKEN {
+                self.watched[(entry.user_data() - WAKER_TOKEN) as usize] = false;
+            } else if let Some(completion) = self.settle(entry.user_data() as usize, entry.result()) {
+                completions.push(completion);
+            }
         }
     }
 
@@ -134,15 +159,7 @@ impl Engine for UringEngine {
             return Ok(());
         }
         self.enter(0)?;
-        loop {
-            let Some((key, result)) = self.ring.completion().next().map(|entry| (entry.user_data(), entry.result()))
-            else {
-                break;
-            };
-            if let Some(completion) = self.settle(key as usize, result) {
-                completions.push(completion);
-            }
-        }
+        self.reap(completions);
         if !self.again.is_empty() {
             for key in mem::take(&mut self.again) {
                 self.push(key);
@@ -156,9 +173,20 @@ impl Engine for UringEngine {
         self.flights.len()
     }
 
-    fn wait_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor lives as long as the ring, and the borrow as long as `self`.
-        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+    fn wait(&mut self, wakers: &[BorrowedFd<'_>]) -> io::Result<()> {
+        for (index, waker) in wakers.iter().enumerate() {
+            if !mem::replace(&mut self.watched[index], true) {
+                let poll = opcode::PollAdd::new(types::Fd(waker.as_raw_fd()), libc::POLLIN as u32).build();
+                // SAFETY: a poll request points to no memory.
+                unsafe { self.push_entry(&poll.user_data(WAKER_TOKEN + index as u64)) };
+            }
+        }
+        self.enter(1)?;
+        // With nothing in flight `drive` would not look at the ring: note here which polls fired.
+        if self.flights.is_empty() {
+            self.reap(&mut Vec::new());
+        }
+        Ok(())
     }
 }
 
@@ -235,5 +263,7 @@ fn make(entries: u32) -> io::Result<IoUring> {
         })
 }
 
+/// Tokens from here on are those of poll requests; keys of flights are far below.
+const WAKER_TOKEN: u64 = 1 << 32;
 const ENTRIES_MAX: usize = 1024;
 const IORING_ENTER_GETEVENTS: u32 = 1;
