@@ -11,8 +11,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::{
-    Access, DATA_FILE, NEW_SUPERBLOCK_FILE, SUPERBLOCK_FILE, StoreError, Superblock, length_bytes,
-    lock, open_data, open_folder,
+    Access, DATA_FILE, NEW_SUPERBLOCK_FILE, SUPERBLOCK_FILE, StoreError, Superblock, length_bytes, lock, open_data,
+    open_folder,
 };
 
 /// The two files of a volume that carry its locks, both held exclusively.
@@ -23,14 +23,8 @@ pub struct Held {
 }
 
 /// Makes the files of a volume in `dir`. See [`Store::create`](super::Store::create).
-pub fn create(
-    dir: &Path,
-    superblock: &Superblock,
-    device: Option<&Path>,
-) -> Result<Held, StoreError> {
-    let device = device
-        .map(|path| Device::hold(path, superblock.size_bytes))
-        .transpose()?;
+pub fn create(dir: &Path, superblock: &Superblock, device: Option<&Path>) -> Result<Held, StoreError> {
+    let device = device.map(|path| Device::hold(path, superblock.size_bytes)).transpose()?;
     let mut made = Made::default();
     match DirBuilder::new().mode(0o700).create(dir) {
         Ok(()) => made.add(dir.to_owned()),
@@ -73,12 +67,7 @@ pub fn create(
 pub fn write_new_superblock(dir: &Path, superblock: &Superblock) -> Result<(), StoreError> {
     let path = dir.join(NEW_SUPERBLOCK_FILE);
     let write = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&path)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         file.write_all(&superblock.render())?;
         file.sync_all()
     };
@@ -88,8 +77,7 @@ pub fn write_new_superblock(dir: &Path, superblock: &Superblock) -> Result<(), S
 /// Puts the new superblock in force, and makes that durable.
 pub fn install_new_superblock(dir: &Path, folder: &File) -> Result<(), StoreError> {
     let path = dir.join(SUPERBLOCK_FILE);
-    std::fs::rename(dir.join(NEW_SUPERBLOCK_FILE), &path)
-        .map_err(StoreError::io(&path, "replace"))?;
+    std::fs::rename(dir.join(NEW_SUPERBLOCK_FILE), &path).map_err(StoreError::io(&path, "replace"))?;
     sync(folder, dir)
 }
 
@@ -129,11 +117,7 @@ impl Device {
         lock(&file, Access::Exclusive, path)?;
         let length_bytes = length_bytes(&file).map_err(StoreError::io(path, "measure"))?;
         if length_bytes < size_bytes {
-            return Err(StoreError::DataTooShort {
-                path: path.to_owned(),
-                length_bytes,
-                size_bytes,
-            });
+            return Err(StoreError::DataTooShort { path: path.to_owned(), length_bytes, size_bytes });
         }
         // Absolute, so that the link holds wherever the process starts next time; not resolved,
         // because a name under /dev/disk/by-* survives a reboot where the name behind it may not.
@@ -146,17 +130,13 @@ impl Device {
 fn clear_interrupted(dir: &Path) -> Result<(), StoreError> {
     let present = |name: &str| dir.join(name).symlink_metadata();
     if present(SUPERBLOCK_FILE).is_ok() {
-        return Err(StoreError::Exists {
-            dir: dir.to_owned(),
-        });
+        return Err(StoreError::Exists { dir: dir.to_owned() });
     }
     let interrupted = present(NEW_SUPERBLOCK_FILE).is_ok();
     if let Ok(metadata) = present(DATA_FILE) {
         let holds_nothing = metadata.is_symlink() || (metadata.is_file() && metadata.blocks() == 0);
         if !(interrupted && holds_nothing) {
-            return Err(StoreError::Occupied {
-                path: dir.join(DATA_FILE),
-            });
+            return Err(StoreError::Occupied { path: dir.join(DATA_FILE) });
         }
         remove(&dir.join(DATA_FILE))?;
     }
@@ -171,11 +151,7 @@ fn remove(path: &Path) -> Result<(), StoreError> {
 }
 
 fn new_sparse_file(path: &Path, size_bytes: u64) -> io::Result<()> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let sized = file.set_len(size_bytes).and_then(|()| file.sync_all());
     if sized.is_err() {
         // The caller has not yet noted this file as made.
@@ -211,10 +187,8 @@ mod tests {
     }
 
     fn names_in(dir: &Path) -> Vec<String> {
-        let mut names: Vec<String> = std::fs::read_dir(dir)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<String> =
+            std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -226,10 +200,7 @@ mod tests {
         let before = std::fs::read(dir.path().join(SUPERBLOCK_FILE)).unwrap();
         let error = create(dir.path(), &superblock(2048), None).unwrap_err();
         assert!(matches!(error, StoreError::Exists { .. }), "{error}");
-        assert_eq!(
-            std::fs::read(dir.path().join(SUPERBLOCK_FILE)).unwrap(),
-            before
-        );
+        assert_eq!(std::fs::read(dir.path().join(SUPERBLOCK_FILE)).unwrap(), before);
         assert_eq!(names_in(dir.path()), ["data", "volume.json"]);
     }
 

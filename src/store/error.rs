@@ -87,19 +87,13 @@ impl StoreError {
     /// For `map_err`: what was tried, on which file.
     pub(super) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StoreError {
         let path = path.to_owned();
-        move |source| StoreError::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| StoreError::Io { action, path, source }
     }
 }
 
 fn remedy(reason: &SuperblockError) -> &'static str {
     match reason {
         SuperblockError::Damaged(_) => "restore it from a copy",
-        SuperblockError::UnknownFormat { .. } => {
-            "use the sealblk that made the volume, or a newer one"
-        }
+        SuperblockError::UnknownFormat { .. } => "use the sealblk that made the volume, or a newer one",
     }
 }

@@ -26,9 +26,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 pub use error::StoreError;
-pub use superblock::{
-    Cipher, Damage, FORMAT, GeometryError, SectorSize, Superblock, SuperblockError,
-};
+pub use superblock::{Cipher, Damage, FORMAT, GeometryError, SectorSize, Superblock, SuperblockError};
 
 /// What the opener of a [`Store`] will do with it, and so which lock it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,20 +69,9 @@ impl Store {
         lock(&data, access, &data_path)?;
         let length_bytes = length_bytes(&data).map_err(StoreError::io(&data_path, "measure"))?;
         if length_bytes < superblock.size_bytes {
-            return Err(StoreError::DataTooShort {
-                path: data_path,
-                length_bytes,
-                size_bytes: superblock.size_bytes,
-            });
+            return Err(StoreError::DataTooShort { path: data_path, length_bytes, size_bytes: superblock.size_bytes });
         }
-        Ok(Store {
-            dir: dir.to_owned(),
-            data_path,
-            superblock,
-            access,
-            folder,
-            data,
-        })
+        Ok(Store { dir: dir.to_owned(), data_path, superblock, access, folder, data })
     }
 
     /// Makes a volume in `dir` and opens it with [`Access::Exclusive`].
@@ -97,11 +84,7 @@ impl Store {
     ///
     /// [`StoreError::Exists`] and [`StoreError::Occupied`] when there is or may be a volume already;
     /// others when a file or the device cannot be used.
-    pub fn create(
-        dir: &Path,
-        superblock: &Superblock,
-        device: Option<&Path>,
-    ) -> Result<Store, StoreError> {
+    pub fn create(dir: &Path, superblock: &Superblock, device: Option<&Path>) -> Result<Store, StoreError> {
         let create::Held { folder, data } = create::create(dir, superblock, device)?;
         Ok(Store {
             dir: dir.to_owned(),
@@ -168,9 +151,7 @@ fn open_folder(dir: &Path) -> Result<File, StoreError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::open(dir, flags, Mode::empty()) {
         Ok(folder) => Ok(folder.into()),
-        Err(Errno::NOENT | Errno::NOTDIR) => Err(StoreError::NotAVolume {
-            dir: dir.to_owned(),
-        }),
+        Err(Errno::NOENT | Errno::NOTDIR) => Err(StoreError::NotAVolume { dir: dir.to_owned() }),
         Err(errno) => Err(StoreError::io(dir, "open")(errno.into())),
     }
 }
@@ -183,9 +164,7 @@ fn lock(file: &File, access: Access, path: &Path) -> Result<(), StoreError> {
     };
     match rustix::fs::flock(file, operation) {
         Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(StoreError::InUse {
-            path: path.to_owned(),
-        }),
+        Err(Errno::WOULDBLOCK) => Err(StoreError::InUse { path: path.to_owned() }),
         Err(errno) => Err(StoreError::io(path, "lock")(errno.into())),
     }
 }
@@ -194,14 +173,12 @@ fn read_superblock(dir: &Path) -> Result<Superblock, StoreError> {
     let path = dir.join(SUPERBLOCK_FILE);
     let mut content = Vec::new();
     let limit = superblock::SUPERBLOCK_BYTES_MAX as u64;
-    File::open(&path)
-        .and_then(|file| file.take(limit).read_to_end(&mut content))
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => StoreError::NotAVolume {
-                dir: dir.to_owned(),
-            },
+    File::open(&path).and_then(|file| file.take(limit).read_to_end(&mut content)).map_err(|error| {
+        match error.kind() {
+            io::ErrorKind::NotFound => StoreError::NotAVolume { dir: dir.to_owned() },
             _ => StoreError::io(&path, "read")(error),
-        })?;
+        }
+    })?;
     Superblock::parse(&content).map_err(|reason| StoreError::Superblock { path, reason })
 }
 
@@ -213,22 +190,15 @@ fn open_data(path: &Path) -> Result<File, StoreError> {
     let data: File = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(data) => data.into(),
         Err(Errno::NOENT) => {
-            return Err(StoreError::NoData {
-                path: path.to_owned(),
-            });
+            return Err(StoreError::NoData { path: path.to_owned() });
         }
         Err(errno) => return Err(StoreError::io(path, "open")(errno.into())),
     };
-    let kind = data
-        .metadata()
-        .map_err(StoreError::io(path, "examine"))?
-        .file_type();
+    let kind = data.metadata().map_err(StoreError::io(path, "examine"))?.file_type();
     if kind.is_file() || kind.is_block_device() {
         Ok(data)
     } else {
-        Err(StoreError::NotADisk {
-            path: path.to_owned(),
-        })
+        Err(StoreError::NotADisk { path: path.to_owned() })
     }
 }
 
@@ -337,20 +307,9 @@ mod tests {
     fn short_missing_or_strange_data_is_refused() {
         let (_parent, dir) = created(1024);
         let data = dir.join(DATA_FILE);
-        File::options()
-            .write(true)
-            .open(&data)
-            .and_then(|file| file.set_len(1023))
-            .unwrap();
+        File::options().write(true).open(&data).and_then(|file| file.set_len(1023)).unwrap();
         let error = Store::open(&dir, Access::Exclusive).unwrap_err();
-        assert!(matches!(
-            error,
-            StoreError::DataTooShort {
-                length_bytes: 1023,
-                size_bytes: 1024,
-                ..
-            }
-        ));
+        assert!(matches!(error, StoreError::DataTooShort { length_bytes: 1023, size_bytes: 1024, .. }));
 
         std::fs::remove_file(&data).unwrap();
         let error = Store::open(&dir, Access::Exclusive).unwrap_err();
@@ -374,10 +333,7 @@ mod tests {
     fn a_replaced_superblock_is_what_the_next_opener_reads() {
         let (_parent, dir) = created(4096);
         let mut store = Store::open(&dir, Access::Exclusive).unwrap();
-        let smaller = Superblock {
-            size_bytes: 512,
-            ..store.superblock().clone()
-        };
+        let smaller = Superblock { size_bytes: 512, ..store.superblock().clone() };
         store.replace_superblock(smaller.clone()).unwrap();
         drop(store);
         let store = Store::open(&dir, Access::Exclusive).unwrap();

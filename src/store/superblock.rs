@@ -72,20 +72,9 @@ impl Superblock {
     /// # Errors
     ///
     /// [`GeometryError`] when the size is zero, too large or not a whole number of sectors.
-    pub fn plain(
-        id: Uuid,
-        size_bytes: u64,
-        sector_size: SectorSize,
-    ) -> Result<Superblock, GeometryError> {
+    pub fn plain(id: Uuid, size_bytes: u64, sector_size: SectorSize) -> Result<Superblock, GeometryError> {
         check_geometry(size_bytes, sector_size)?;
-        Ok(Superblock {
-            id,
-            size_bytes,
-            sector_size,
-            cipher: Cipher::None,
-            key_check: None,
-            writer_public_key: None,
-        })
+        Ok(Superblock { id, size_bytes, sector_size, cipher: Cipher::None, key_check: None, writer_public_key: None })
     }
 
     /// Number of sectors of [`Superblock::sector_size`] each.
@@ -119,12 +108,9 @@ impl Superblock {
     /// [`SuperblockError::UnknownFormat`] for an intact file of another format version.
     pub fn parse(content: &[u8]) -> Result<Superblock, SuperblockError> {
         verify_checksum(content)?;
-        let version: Version =
-            serde_json::from_slice(content).map_err(|_| Damage::NotASuperblock)?;
+        let version: Version = serde_json::from_slice(content).map_err(|_| Damage::NotASuperblock)?;
         if version.format != FORMAT {
-            return Err(SuperblockError::UnknownFormat {
-                found: version.format,
-            });
+            return Err(SuperblockError::UnknownFormat { found: version.format });
         }
         let sealed: Sealed = serde_json::from_slice(content).map_err(|_| Damage::NotASuperblock)?;
         let superblock = sealed.into_superblock()?;
@@ -182,9 +168,7 @@ impl Cipher {
     }
 
     fn from_name(name: &str) -> Option<Cipher> {
-        [Cipher::Aes256Xts, Cipher::None]
-            .into_iter()
-            .find(|cipher| cipher.name() == name)
+        [Cipher::Aes256Xts, Cipher::None].into_iter().find(|cipher| cipher.name() == name)
     }
 }
 
@@ -276,22 +260,15 @@ struct Sealed {
 
 impl Sealed {
     fn into_superblock(self) -> Result<Superblock, Damage> {
-        let sector_size =
-            SectorSize::from_bytes(self.sector_size_bytes).ok_or(Damage::NotASuperblock)?;
+        let sector_size = SectorSize::from_bytes(self.sector_size_bytes).ok_or(Damage::NotASuperblock)?;
         let value = |text: String| unhex(&text).ok_or(Damage::NotASuperblock);
         let key_check = self.key_check.map(value).transpose()?;
         let writer_public_key = self.writer_public_key.map(value).transpose()?;
-        let built = match (
-            Cipher::from_name(&self.cipher),
-            key_check,
-            writer_public_key,
-        ) {
+        let built = match (Cipher::from_name(&self.cipher), key_check, writer_public_key) {
             (Some(Cipher::Aes256Xts), Some(key_check), Some(public_key)) => {
                 Superblock::encrypted(self.id, self.size_bytes, sector_size, key_check, public_key)
             }
-            (Some(Cipher::None), None, None) => {
-                Superblock::plain(self.id, self.size_bytes, sector_size)
-            }
+            (Some(Cipher::None), None, None) => Superblock::plain(self.id, self.size_bytes, sector_size),
             _ => return Err(Damage::NotASuperblock),
         };
         built.map_err(|_| Damage::NotASuperblock)
@@ -303,10 +280,7 @@ fn check_geometry(size_bytes: u64, sector_size: SectorSize) -> Result<(), Geomet
     if size_bytes == 0 {
         Err(GeometryError::Empty)
     } else if !size_bytes.is_multiple_of(u64::from(sector_size_bytes)) {
-        Err(GeometryError::NotWholeSectors {
-            size_bytes,
-            sector_size_bytes,
-        })
+        Err(GeometryError::NotWholeSectors { size_bytes, sector_size_bytes })
     } else if size_bytes > SIZE_BYTES_MAX {
         Err(GeometryError::TooLarge { size_bytes })
     } else {
@@ -315,18 +289,10 @@ fn check_geometry(size_bytes: u64, sector_size: SectorSize) -> Result<(), Geomet
 }
 
 fn verify_checksum(content: &[u8]) -> Result<(), Damage> {
-    let body = content
-        .strip_suffix(CHECKSUM_TAIL.as_bytes())
-        .ok_or(Damage::NoChecksum)?;
+    let body = content.strip_suffix(CHECKSUM_TAIL.as_bytes()).ok_or(Damage::NoChecksum)?;
     let (rest, checksum) = body.split_last_chunk::<64>().ok_or(Damage::NoChecksum)?;
-    let covered = rest
-        .strip_suffix(CHECKSUM_HEAD.as_bytes())
-        .ok_or(Damage::NoChecksum)?;
-    if hex(&Sha256::digest(covered).into()).as_bytes() == checksum {
-        Ok(())
-    } else {
-        Err(Damage::ChecksumMismatch)
-    }
+    let covered = rest.strip_suffix(CHECKSUM_HEAD.as_bytes()).ok_or(Damage::NoChecksum)?;
+    if hex(&Sha256::digest(covered).into()).as_bytes() == checksum { Ok(()) } else { Err(Damage::ChecksumMismatch) }
 }
 
 fn hex(bytes: &[u8; 32]) -> String {
@@ -373,10 +339,7 @@ mod tests {
     #[test]
     fn what_is_rendered_parses_back() {
         for superblock in [encrypted(), plain()] {
-            assert_eq!(
-                Superblock::parse(&superblock.render()),
-                Ok(superblock.clone())
-            );
+            assert_eq!(Superblock::parse(&superblock.render()), Ok(superblock.clone()));
         }
     }
 
@@ -394,10 +357,7 @@ mod tests {
             "  \"writer_public_key\": null,\n",
         );
         let checksum = openssl::sha::sha256(expected.as_bytes());
-        assert_eq!(
-            text,
-            format!("{expected}  \"checksum\": \"{}\"\n}}\n", hex(&checksum))
-        );
+        assert_eq!(text, format!("{expected}  \"checksum\": \"{}\"\n}}\n", hex(&checksum)));
     }
 
     #[test]
@@ -422,10 +382,7 @@ mod tests {
     fn every_cut_and_every_appended_byte_is_found() {
         let good = encrypted().render();
         for length in 0..good.len() {
-            assert!(
-                Superblock::parse(&good[..length]).is_err(),
-                "cut at {length}"
-            );
+            assert!(Superblock::parse(&good[..length]).is_err(), "cut at {length}");
             assert!(Superblock::parse(&good[good.len() - length..]).is_err());
         }
         for extra in [b'\n', b' ', 0, b'}'] {
@@ -439,10 +396,7 @@ mod tests {
     fn another_format_version_has_its_own_error() {
         let text = String::from_utf8(encrypted().render()).unwrap();
         let other = resealed(&text.replace("\"format\": 1", "\"format\": 2"));
-        assert_eq!(
-            Superblock::parse(&other),
-            Err(SuperblockError::UnknownFormat { found: 2 })
-        );
+        assert_eq!(Superblock::parse(&other), Err(SuperblockError::UnknownFormat { found: 2 }));
     }
 
     #[test]
@@ -465,10 +419,7 @@ mod tests {
             let edited = text.replacen(from, to, 1);
             assert_ne!(edited, text, "{from} is not in the rendering");
             let result = Superblock::parse(&resealed(&edited));
-            assert!(
-                matches!(result, Err(SuperblockError::Damaged(_))),
-                "{from} -> {to} gave {result:?}"
-            );
+            assert!(matches!(result, Err(SuperblockError::Damaged(_))), "{from} -> {to} gave {result:?}");
         }
     }
 
@@ -479,20 +430,9 @@ mod tests {
         assert_eq!(plain(0), Err(GeometryError::Empty));
         assert_eq!(
             plain(4096 + 512),
-            Err(GeometryError::NotWholeSectors {
-                size_bytes: 4608,
-                sector_size_bytes: 4096
-            })
+            Err(GeometryError::NotWholeSectors { size_bytes: 4608, sector_size_bytes: 4096 })
         );
-        assert_eq!(
-            plain(1 << 63),
-            Err(GeometryError::TooLarge {
-                size_bytes: 1 << 63
-            })
-        );
-        assert_eq!(
-            plain((1 << 63) - 4096).map(|s| s.sectors()),
-            Ok((1 << 51) - 1)
-        );
+        assert_eq!(plain(1 << 63), Err(GeometryError::TooLarge { size_bytes: 1 << 63 }));
+        assert_eq!(plain((1 << 63) - 4096).map(|s| s.sectors()), Ok((1 << 51) - 1));
     }
 }
