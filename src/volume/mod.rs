@@ -9,7 +9,8 @@
 //! in this room, and what it hands to rooms below is ciphertext.
 
 mod error;
-pub mod holes;
+mod holes;
+pub mod image;
 
 use std::path::Path;
 
