@@ -14,7 +14,7 @@ pub struct KeyArgs {
     #[command(flatten)]
     choice: Choice,
     /// The namespace's key, for a Secret that holds the volume key only wrapped
-    #[arg(long, value_name = "SOURCE", requires = "key")]
+    #[arg(long, value_name = "SOURCE", requires = "key", conflicts_with = "no_encryption")]
     namespace_key: Option<String>,
 }
 
