@@ -349,19 +349,33 @@ fn decrypt(volume: &Volume, at: u64, sealed: &mut [u8]) {
 
 /// Makes a range of the data read as zeros, without taking space where the disk can do that.
 fn zero(data: &File, range: Range<u64>) -> io::Result<()> {
-    if range.is_empty() {
+    if range.is_empty() || punch(data, &range)? {
         return Ok(());
     }
+    // A device whose own sectors are larger than ours takes only whole ones of them.
+    let middle =
+        range.start.next_multiple_of(DEVICE_SECTOR_BYTES)..range.end / DEVICE_SECTOR_BYTES * DEVICE_SECTOR_BYTES;
+    if middle != range && !middle.is_empty() && punch(data, &middle)? {
+        write_zeros(data, range.start..middle.start)?;
+        write_zeros(data, middle.end..range.end)
+    } else {
+        write_zeros(data, range)
+    }
+}
+
+/// Punches a hole, if there can be one.
+fn punch(data: &File, range: &Range<u64>) -> io::Result<bool> {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     match rustix::fs::fallocate(data, flags, range.start, range.end - range.start) {
-        Ok(()) => Ok(()),
-        // No support at all, or a device whose sectors are larger than the range is aligned to.
-        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-            let zeros = vec![0; BUFFER_BYTES];
-            pieces(range, zeros.len()).try_for_each(|(at, length)| data.write_all_at(&zeros[..length], at))
-        }
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
+}
+
+fn write_zeros(data: &File, range: Range<u64>) -> io::Result<()> {
+    let zeros = vec![0; BUFFER_BYTES];
+    pieces(range, zeros.len()).try_for_each(|(at, length)| data.write_all_at(&zeros[..length], at))
 }
 
 /// The start of the unit in which data next begins, from `at` on; `end` if there is none before it.
@@ -397,6 +411,9 @@ fn read_full(mut file: &File, buffer: &mut [u8]) -> io::Result<usize> {
 
 /// A multiple of every sector size.
 const BUFFER_BYTES: usize = 1 << 20;
+
+/// The largest sectors that disks have.
+const DEVICE_SECTOR_BYTES: u64 = 4096;
 
 /// Zeros are left out of an exported file in pieces of this size, a file system's usual block.
 const SPARSE_BLOCK_BYTES: usize = 4096;
