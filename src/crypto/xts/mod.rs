@@ -277,5 +277,7 @@ enum Engine {
     Portable(Portable),
 }
 
+#[cfg(all(test, target_arch = "x86_64"))]
+mod residue;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,8 @@ use std::arch::x86_64::{
     _mm512_ternarylogic_epi64, _mm512_xor_si512,
 };
 
+use zeroize::zeroize_stack;
+
 use super::schedule::{ROUND_KEYS, RoundKeys, Schedule};
 use super::{BLOCK_BYTES, Direction, XtsKey};
 use crate::crypto::{Locked, LockedError};
@@ -92,168 +94,187 @@ unsafe fn apply<const ENCRYPT: bool>(
     unit_size: usize,
     first_unit: u64,
 ) {
-    let data_keys = match ENCRYPT {
+    let keys = match ENCRYPT {
         true => &schedule.encrypt,
         false => &schedule.decrypt,
     };
-    let keys = data_keys.load();
-    let mut first = [_mm512_setzero_si512(); UNITS_AHEAD / LANES];
     let mut units_left = len / unit_size;
     let mut next_unit = u128::from(first_unit);
+    let mut first = FirstTweaks([[0; BLOCK_BYTES]; UNITS_AHEAD]);
     while units_left > 0 {
-        let units = units_left.min(UNITS_AHEAD);
-        first_tweaks(&schedule.tweak, next_unit, units, &mut first);
-        for unit in 0..units {
-            // SAFETY: one of the at most UNITS_AHEAD blocks of `first`.
-            let tweak = unsafe { first.as_ptr().cast::<[u8; BLOCK_BYTES]>().add(unit) };
-            // SAFETY: the unit lies wholly within the caller's buffers, and so do the pointers
-            // one past its end; the tweak is a block.
-            unsafe {
-                apply_to_unit::<ENCRYPT>(&keys, &*tweak, src, dst, unit_size);
-                src = src.add(unit_size);
-                dst = dst.add(unit_size);
+        let first = first.encrypt(&schedule.tweak, next_unit, units_left.min(UNITS_AHEAD));
+        // SAFETY: the caller's promise: as many whole units are left at both pointers, which so
+        // stay within the buffers or one past their end.
+        unsafe {
+            if unit_size.is_multiple_of(GROUP_BYTES) {
+                apply_to_groups::<ENCRYPT>(keys, first, src, dst, unit_size / GROUP_BYTES);
+            } else {
+                apply_to_odd_units::<ENCRYPT>(keys, first, src, dst, unit_size);
             }
+            src = src.add(first.len() * unit_size);
+            dst = dst.add(first.len() * unit_size);
         }
-        units_left -= units;
-        next_unit += units as u128;
+        units_left -= first.len();
+        next_unit += first.len() as u128;
+    }
+    if !unit_size.is_multiple_of(GROUP_BYTES) {
+        // That loop is not laid out so that no key is spilled.
+        zeroize_stack::<4096>();
     }
 }
 
+/// As many units as there are first tweaks, each of `groups` groups of 512 bytes.
+///
+/// A function of its own that calls nothing: the fifteen round keys, eight blocks of state and
+/// eight of tweaks, and the polynomial, fill the 32 registers exactly, and no key is ever spilled
+/// to the stack. The tests in `residue` watch over that.
+///
 /// # Safety
 ///
-/// `src` is readable and `dst` writable for `unit_size` bytes, a multiple of 16; they are the same
-/// or do not overlap.
-#[inline]
+/// `src` is readable and `dst` writable for the units; they are the same or do not overlap.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
-unsafe fn apply_to_unit<const ENCRYPT: bool>(
-    keys: &[__m512i; ROUND_KEYS],
-    first_tweak: &[u8; BLOCK_BYTES],
+unsafe fn apply_to_groups<const ENCRYPT: bool>(
+    keys: &RoundKeys,
+    first: &[[u8; BLOCK_BYTES]],
+    mut src: *const u8,
+    mut dst: *mut u8,
+    groups: usize,
+) {
+    for first in first {
+        let mut tweaks = spread(first);
+        let mut groups_left = groups;
+        loop {
+            let mut state = [_mm512_setzero_si512(); WIDTH];
+            for i in 0..WIDTH {
+                // SAFETY: the i-th register of a group that lies within the source.
+                let data = unsafe { _mm512_loadu_si512(src.add(i * REGISTER_BYTES).cast()) };
+                state[i] = xor3(data, tweaks[i], keys.round(0));
+            }
+            for index in 1..LAST_ROUND {
+                for block in &mut state {
+                    *block = round::<ENCRYPT>(*block, keys.round(index));
+                }
+            }
+            for i in 0..WIDTH {
+                // The last round adds its key at the end: adding the tweak to the key masks the
+                // result for free.
+                let mask = _mm512_xor_si512(keys.round(LAST_ROUND), tweaks[i]);
+                let data = last_round::<ENCRYPT>(state[i], mask);
+                // SAFETY: as for the load, within the destination. Every load of this group has
+                // been done, so that working in place is sound.
+                unsafe { _mm512_storeu_si512(dst.add(i * REGISTER_BYTES).cast(), data) };
+            }
+            // SAFETY: at most one past the end of the buffers.
+            unsafe {
+                src = src.add(GROUP_BYTES);
+                dst = dst.add(GROUP_BYTES);
+            }
+            groups_left -= 1;
+            if groups_left == 0 {
+                break;
+            }
+            // Spelled out: a loop here makes the compiler keep the tweaks in memory.
+            let [a, b, c, d, e, f, g, h] = tweaks;
+            tweaks = [
+                times_x32(a),
+                times_x32(b),
+                times_x32(c),
+                times_x32(d),
+                times_x32(e),
+                times_x32(f),
+                times_x32(g),
+                times_x32(h),
+            ];
+        }
+    }
+}
+
+/// Units whose size is not a multiple of 512 bytes, one register at a time, the last one in part.
+/// No disk has such sectors, so plain is better than fast.
+///
+/// # Safety
+///
+/// As [`apply_to_groups`], for units of `unit_size` bytes, a multiple of 16.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
+unsafe fn apply_to_odd_units<const ENCRYPT: bool>(
+    keys: &RoundKeys,
+    first: &[[u8; BLOCK_BYTES]],
     mut src: *const u8,
     mut dst: *mut u8,
     unit_size: usize,
 ) {
-    let mut tweaks = spread(first_tweak);
-    let mut groups_left = unit_size / GROUP_BYTES;
-    let rest = unit_size % GROUP_BYTES;
-    while groups_left > 0 {
-        let mut state = [_mm512_setzero_si512(); WIDTH];
-        for i in 0..WIDTH {
-            // SAFETY: a whole group is left, so that its i-th register is within the source.
-            let data = unsafe { _mm512_loadu_si512(src.add(i * REGISTER_BYTES).cast()) };
-            state[i] = xor3(data, tweaks[i], keys[0]);
+    for first in first {
+        let mut tweaks =
+            times_powers_of_x(broadcast(first), _mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0));
+        let mut bytes_left = unit_size;
+        while bytes_left > 0 {
+            let bytes = bytes_left.min(REGISTER_BYTES);
+            let words = (0xff_u16 >> (8 - bytes / 8)) as __mmask8;
+            // SAFETY: the mask leaves out what lies past the unit.
+            let data = unsafe { _mm512_maskz_loadu_epi64(words, src.cast()) };
+            let mut state = xor3(data, tweaks, keys.round(0));
+            for index in 1..LAST_ROUND {
+                state = round::<ENCRYPT>(state, keys.round(index));
+            }
+            let mask = _mm512_xor_si512(keys.round(LAST_ROUND), tweaks);
+            state = last_round::<ENCRYPT>(state, mask);
+            // SAFETY: as for the load; and at most one past the end of the buffers.
+            unsafe {
+                _mm512_mask_storeu_epi64(dst.cast(), words, state);
+                src = src.add(bytes);
+                dst = dst.add(bytes);
+            }
+            tweaks = times_powers_of_x(tweaks, _mm512_set1_epi64(LANES as i64));
+            bytes_left -= bytes;
         }
-        for key in &keys[1..ROUND_KEYS - 1] {
-            for block in &mut state {
-                *block = round::<ENCRYPT>(*block, *key);
+    }
+}
+
+/// Room for the tweaks of block 0 of consecutive units.
+#[repr(C, align(64))]
+struct FirstTweaks([[u8; BLOCK_BYTES]; UNITS_AHEAD]);
+
+impl FirstTweaks {
+    /// Encrypts the numbers of `units` units from `unit` on.
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
+    fn encrypt(&mut self, keys: &RoundKeys, unit: u128, units: usize) -> &[[u8; BLOCK_BYTES]] {
+        match units {
+            0..=4 => self.encrypt_registers::<1>(keys, unit),
+            5..=8 => self.encrypt_registers::<2>(keys, unit),
+            9..=16 => self.encrypt_registers::<4>(keys, unit),
+            _ => self.encrypt_registers::<WIDTH>(keys, unit),
+        }
+        &self.0[..units]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
+    fn encrypt_registers<const REGISTERS: usize>(&mut self, keys: &RoundKeys, unit: u128) {
+        let (low, high) = (unit as i64, (unit >> 64) as i64);
+        let base = _mm512_set_epi64(high, low, high, low, high, low, high, low);
+        let mut state = [_mm512_setzero_si512(); REGISTERS];
+        for (i, state) in state.iter_mut().enumerate() {
+            let i = (i * LANES) as i64;
+            let sum = _mm512_add_epi64(base, _mm512_set_epi64(0, i + 3, 0, i + 2, 0, i + 1, 0, i));
+            // A lower half that became smaller has overflowed into the upper one.
+            let overflow = _mm512_cmplt_epu64_mask(sum, base);
+            let number = _mm512_mask_add_epi64(sum, overflow << 1, sum, _mm512_set1_epi64(1));
+            *state = _mm512_xor_si512(number, keys.round(0));
+        }
+        for index in 1..LAST_ROUND {
+            for state in &mut state {
+                *state = _mm512_aesenc_epi128(*state, keys.round(index));
             }
         }
-        for i in 0..WIDTH {
-            // The last round adds its key at the end: adding the tweak to the key masks the
-            // result for free.
-            let mask = _mm512_xor_si512(keys[ROUND_KEYS - 1], tweaks[i]);
-            let data = last_round::<ENCRYPT>(state[i], mask);
-            // SAFETY: as for the load, within the destination. Every load of this group has been
-            // done, so that working in place is sound.
-            unsafe { _mm512_storeu_si512(dst.add(i * REGISTER_BYTES).cast(), data) };
+        let registers = self.0.as_chunks_mut::<LANES>().0;
+        for (register, state) in registers.iter_mut().zip(state) {
+            let tweaks = _mm512_aesenclast_epi128(state, keys.round(LAST_ROUND));
+            // SAFETY: writes the 64 bytes of four blocks.
+            unsafe { _mm512_storeu_si512(register.as_mut_ptr().cast(), tweaks) };
         }
-        groups_left -= 1;
-        if groups_left == 0 && rest == 0 {
-            return;
-        }
-        for tweak in &mut tweaks {
-            *tweak = times_x32(*tweak);
-        }
-        // SAFETY: at most one past the end of the unit.
-        unsafe {
-            src = src.add(GROUP_BYTES);
-            dst = dst.add(GROUP_BYTES);
-        }
-    }
-    // A copy, so that the array above is never indexed by a variable and stays in registers.
-    let tweaks = tweaks;
-    // SAFETY: less than a group is left, and this is all of it.
-    unsafe { apply_to_rest::<ENCRYPT>(keys, &tweaks, src, dst, rest) };
-}
-
-/// The end of a unit that is not a multiple of 512 bytes: one register at a time, the last one in
-/// part. Rare enough (no disk has such sectors) not to be worth more.
-///
-/// # Safety
-///
-/// As [`apply_to_unit`], for `bytes` less than a group.
-#[inline(never)]
-#[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
-unsafe fn apply_to_rest<const ENCRYPT: bool>(
-    keys: &[__m512i; ROUND_KEYS],
-    tweaks: &[__m512i; WIDTH],
-    src: *const u8,
-    dst: *mut u8,
-    bytes: usize,
-) {
-    for (i, tweak) in tweaks.iter().enumerate() {
-        let done = i * REGISTER_BYTES;
-        if done >= bytes {
-            return;
-        }
-        let words = ((bytes - done) / 8).min(8);
-        let mask = (0xff_u16 >> (8 - words)) as __mmask8;
-        // SAFETY: the mask leaves out what lies past `bytes`.
-        let data = unsafe { _mm512_maskz_loadu_epi64(mask, src.add(done).cast()) };
-        let mut state = xor3(data, *tweak, keys[0]);
-        for key in &keys[1..ROUND_KEYS - 1] {
-            state = round::<ENCRYPT>(state, *key);
-        }
-        state = last_round::<ENCRYPT>(state, _mm512_xor_si512(keys[ROUND_KEYS - 1], *tweak));
-        // SAFETY: as for the load.
-        unsafe { _mm512_mask_storeu_epi64(dst.add(done).cast(), mask, state) };
-    }
-}
-
-/// Encrypts the numbers of `units` units from `unit` on into the first blocks of `first`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
-fn first_tweaks(
-    keys: &RoundKeys,
-    unit: u128,
-    units: usize,
-    first: &mut [__m512i; UNITS_AHEAD / LANES],
-) {
-    match units {
-        0..=4 => encrypt_numbers::<1>(keys, unit, first),
-        5..=8 => encrypt_numbers::<2>(keys, unit, first),
-        9..=16 => encrypt_numbers::<4>(keys, unit, first),
-        _ => encrypt_numbers::<8>(keys, unit, first),
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
-fn encrypt_numbers<const REGISTERS: usize>(
-    keys: &RoundKeys,
-    unit: u128,
-    first: &mut [__m512i; UNITS_AHEAD / LANES],
-) {
-    let (low, high) = (unit as i64, (unit >> 64) as i64);
-    let base = _mm512_set_epi64(high, low, high, low, high, low, high, low);
-    let mut state = [_mm512_setzero_si512(); REGISTERS];
-    for (i, state) in state.iter_mut().enumerate() {
-        let i = (i * LANES) as i64;
-        let offset = _mm512_set_epi64(0, i + 3, 0, i + 2, 0, i + 1, 0, i);
-        let sum = _mm512_add_epi64(base, offset);
-        // A lower half that became smaller has overflowed into the upper one.
-        let overflow = _mm512_cmplt_epu64_mask(sum, base);
-        let number = _mm512_mask_add_epi64(sum, overflow << 1, sum, _mm512_set1_epi64(1));
-        *state = _mm512_xor_si512(number, keys.round(0));
-    }
-    for index in 1..ROUND_KEYS - 1 {
-        let key = keys.round(index);
-        for state in &mut state {
-            *state = _mm512_aesenc_epi128(*state, key);
-        }
-    }
-    let last = keys.round(ROUND_KEYS - 1);
-    for (first, state) in first.iter_mut().zip(state) {
-        *first = _mm512_aesenclast_epi128(state, last);
     }
 }
 
@@ -261,8 +282,7 @@ fn encrypt_numbers<const REGISTERS: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
 fn spread(first: &[u8; BLOCK_BYTES]) -> [__m512i; WIDTH] {
-    // SAFETY: reads the 16 bytes of one array.
-    let first = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(first.as_ptr().cast()) });
+    let first = broadcast(first);
     let t0 = times_powers_of_x(first, _mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0));
     let t1 = times_powers_of_x(first, _mm512_set_epi64(7, 7, 6, 6, 5, 5, 4, 4));
     let (t2, t3) = (times_x8(t0), times_x8(t1));
@@ -276,6 +296,13 @@ fn spread(first: &[u8; BLOCK_BYTES]) -> [__m512i; WIDTH] {
         times_x16(t2),
         times_x16(t3),
     ]
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn broadcast(block: &[u8; BLOCK_BYTES]) -> __m512i {
+    // SAFETY: reads the 16 bytes of one array.
+    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(block.as_ptr().cast()) })
 }
 
 /// Each lane times x to the power given for both its halves, 0 to 7.
@@ -339,6 +366,7 @@ const REGISTER_BYTES: usize = LANES * BLOCK_BYTES;
 /// Registers that go through the rounds side by side.
 const WIDTH: usize = 8;
 const GROUP_BYTES: usize = WIDTH * REGISTER_BYTES;
+const LAST_ROUND: usize = ROUND_KEYS - 1;
 /// Units whose first tweaks are encrypted together.
 const UNITS_AHEAD: usize = WIDTH * LANES;
 /// x^128 modulo the field's polynomial: x^7 + x^2 + x + 1.
