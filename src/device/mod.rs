@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod features;
+pub mod patience;
 pub mod request;
 pub mod ring;
 pub mod worker;

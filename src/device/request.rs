@@ -5,13 +5,13 @@
 //! device-writable bytes are another: data, then one byte of status, the very last. Nothing else
 //! about the layout matters. Each byte that decides anything is read from guest memory once.
 
-use vm_memory::{GuestMemory as _, Permissions};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
     VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_queue::DescriptorChain;
+use vm_memory::{GuestMemory as _, Permissions};
 
 use super::GuestMemory;
 use super::config::{RANGE_SECTORS_MAX, RANGES_MAX, SECTOR_BYTES};
@@ -215,8 +215,7 @@ impl Parser {
             VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
                 refuse_if(limits.read_only)?;
                 // §5.2.6.2: unknown flags, and `unmap` on a discard, are not supported.
-                let known_flags =
-                    if kind == VIRTIO_BLK_T_DISCARD { 0 } else { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP };
+                let known_flags = if kind == VIRTIO_BLK_T_DISCARD { 0 } else { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP };
                 self.read_ranges(cursor, known_flags, limits)?;
                 Ok(if kind == VIRTIO_BLK_T_DISCARD { Command::Discard } else { Command::WriteZeroes })
             }

@@ -82,13 +82,23 @@ enum Action {
     /// A read straight into the request's segments.
     ReadInPlace,
     /// A read into a buffer, to be copied to the segments from `cursor` on.
-    Read { buffer: Buffer, start: usize, len: usize, cursor: Cursor },
+    Read {
+        buffer: Buffer,
+        start: usize,
+        len: usize,
+        cursor: Cursor,
+    },
     /// A write of sealed bytes, or of zeros.
-    Write { buffer: Buffer },
+    Write {
+        buffer: Buffer,
+    },
     /// A write straight from the request's segments.
     WriteInPlace,
     /// A range to be zeroed by a method that may turn out not to exist here.
-    Zero { extent: Extent, zeroing: Zeroing },
+    Zero {
+        extent: Extent,
+        zeroing: Zeroing,
+    },
     Sync,
 }
 
@@ -172,13 +182,7 @@ impl Lane {
         self.requests.len() + self.ended.len()
     }
 
-    fn start_extents(
-        &mut self,
-        token: u64,
-        kind: Kind,
-        extents: impl IntoIterator<Item = Extent>,
-        durable: bool,
-    ) {
+    fn start_extents(&mut self, token: u64, kind: Kind, extents: impl IntoIterator<Item = Extent>, durable: bool) {
         let key = self.insert(token, kind, 0, &[], durable);
         self.requests[key].extents.extend(extents);
         self.begin(key);

@@ -8,8 +8,11 @@
 //! Invariants: nothing is written before the key has been proven right; the key and the cipher stay
 //! in this room, and what it hands to rooms below is ciphertext.
 
+pub mod attachment;
 mod error;
 pub mod holes;
+pub mod lane;
+mod sectors;
 
 use std::path::Path;
 
