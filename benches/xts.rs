@@ -61,12 +61,7 @@ fn sealblk(
 }
 
 /// OpenSSL's best: one context, only the tweak set anew for each unit.
-fn openssl(
-    group: &mut BenchmarkGroup<WallTime>,
-    key: &XtsKey,
-    direction: Direction,
-    unit_size: usize,
-) {
+fn openssl(group: &mut BenchmarkGroup<WallTime>, key: &XtsKey, direction: Direction, unit_size: usize) {
     let cipher = Cipher::aes_256_xts();
     let mut context = CipherCtx::new().unwrap();
     match direction {
@@ -91,12 +86,7 @@ fn openssl(
     });
 }
 
-fn xts_mode(
-    group: &mut BenchmarkGroup<WallTime>,
-    key: &XtsKey,
-    direction: Direction,
-    unit_size: usize,
-) {
+fn xts_mode(group: &mut BenchmarkGroup<WallTime>, key: &XtsKey, direction: Direction, unit_size: usize) {
     let (data_key, tweak_key) = key.bytes().split_at(32);
     let cipher = |half| Aes256::new_from_slice(half).unwrap();
     let xts = Xts128::new(cipher(data_key), cipher(tweak_key));

@@ -80,19 +80,12 @@ mod tests {
     fn measures_both_operations_at_both_unit_sizes() {
         let brief = Duration::from_millis(2);
         let measurements = measure(brief, brief);
-        let kinds: Vec<_> = measurements
-            .iter()
-            .map(|measurement| (measurement.unit, measurement.operation.to_string()))
-            .collect();
+        let kinds: Vec<_> =
+            measurements.iter().map(|measurement| (measurement.unit, measurement.operation.to_string())).collect();
         let named = |unit, operation: &str| (unit, operation.to_string());
         assert_eq!(
             kinds,
-            [
-                named(512, "encrypt"),
-                named(512, "decrypt"),
-                named(4096, "encrypt"),
-                named(4096, "decrypt"),
-            ]
+            [named(512, "encrypt"), named(512, "decrypt"), named(4096, "encrypt"), named(4096, "decrypt"),]
         );
         for measurement in measurements {
             let rate = measurement.bytes_per_second;

@@ -37,9 +37,7 @@ pub struct Locked<T: Zeroize> {
 #[derive(Debug, thiserror::Error)]
 pub enum LockedError {
     /// The kernel gave no memory.
-    #[error(
-        "no memory for {bytes} bytes of key material: {source}; free memory or raise the process's limits"
-    )]
+    #[error("no memory for {bytes} bytes of key material: {source}; free memory or raise the process's limits")]
     Map {
         /// Size of the secret in bytes.
         bytes: usize,
@@ -136,19 +134,11 @@ impl Pages {
         let page = page_bytes();
         let usable_bytes = bytes.max(1).next_multiple_of(page);
         let mapping_bytes = usable_bytes + 2 * page;
-        let map_error = |source: rustix::io::Errno| LockedError::Map {
-            bytes,
-            source: source.into(),
-        };
+        let map_error = |source: rustix::io::Errno| LockedError::Map { bytes, source: source.into() };
         // SAFETY: a new private mapping at an address of the kernel's choice touches no memory
         // that is in use.
         let mapping = unsafe {
-            rustix::mm::mmap_anonymous(
-                ptr::null_mut(),
-                mapping_bytes,
-                ProtFlags::empty(),
-                MapFlags::PRIVATE,
-            )
+            rustix::mm::mmap_anonymous(ptr::null_mut(), mapping_bytes, ProtFlags::empty(), MapFlags::PRIVATE)
         }
         .map_err(map_error)?;
         let mapping = NonNull::new(mapping.cast::<u8>()).expect("mmap never returns null");
@@ -162,34 +152,21 @@ impl Pages {
 
         let usable = pages.usable.as_ptr().cast();
         // SAFETY: the range lies inside the mapping made above, to which no reference exists yet.
-        unsafe {
-            rustix::mm::mprotect(
-                usable,
-                usable_bytes,
-                MprotectFlags::READ | MprotectFlags::WRITE,
-            )
-        }
-        .map_err(map_error)?;
+        unsafe { rustix::mm::mprotect(usable, usable_bytes, MprotectFlags::READ | MprotectFlags::WRITE) }
+            .map_err(map_error)?;
         // SAFETY: as above; the advice changes no content.
-        unsafe { rustix::mm::madvise(usable, usable_bytes, Advice::LinuxDontDump) }.map_err(
-            |source| LockedError::Advise {
-                bytes,
-                source: source.into(),
-            },
-        )?;
+        unsafe { rustix::mm::madvise(usable, usable_bytes, Advice::LinuxDontDump) }
+            .map_err(|source| LockedError::Advise { bytes, source: source.into() })?;
         // SAFETY: as above; locking changes no content.
-        unsafe { rustix::mm::mlock(usable, usable_bytes) }.map_err(|source| LockedError::Lock {
-            bytes,
-            source: source.into(),
-        })?;
+        unsafe { rustix::mm::mlock(usable, usable_bytes) }
+            .map_err(|source| LockedError::Lock { bytes, source: source.into() })?;
         Ok(pages)
     }
 
     fn wipe(&mut self) {
         // SAFETY: the usable part is mapped, writable and borrowed exclusively; fresh anonymous
         // pages are zeroed, so every byte of it is initialised.
-        let bytes =
-            unsafe { std::slice::from_raw_parts_mut(self.usable.as_ptr(), self.usable_bytes) };
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.usable.as_ptr(), self.usable_bytes) };
         bytes.zeroize();
     }
 }
@@ -221,10 +198,7 @@ mod tests {
         for line in smaps.lines() {
             let range = line.split(' ').next().unwrap().split_once('-');
             if let Some((start, end)) = range
-                && let (Ok(start), Ok(end)) = (
-                    usize::from_str_radix(start, 16),
-                    usize::from_str_radix(end, 16),
-                )
+                && let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16))
             {
                 inside = (start..end).contains(&address);
             }
@@ -294,17 +268,13 @@ mod tests {
         unsafe { pages.usable.as_ptr().write_bytes(0xff, pages.usable_bytes) };
         pages.wipe();
         // SAFETY: as above, and initialised by the line before.
-        let bytes =
-            unsafe { std::slice::from_raw_parts(pages.usable.as_ptr(), pages.usable_bytes) };
+        let bytes = unsafe { std::slice::from_raw_parts(pages.usable.as_ptr(), pages.usable_bytes) };
         assert!(bytes.iter().all(|&byte| byte == 0));
     }
 
     #[test]
     fn a_refused_lock_names_the_remedy() {
-        let error = LockedError::Lock {
-            bytes: 64,
-            source: io::Error::from_raw_os_error(libc::ENOMEM),
-        };
+        let error = LockedError::Lock { bytes: 64, source: io::Error::from_raw_os_error(libc::ENOMEM) };
         let text = error.to_string();
         assert!(text.contains("64 bytes"), "{text}");
         assert!(text.contains("RLIMIT_MEMLOCK"), "{text}");

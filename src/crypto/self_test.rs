@@ -84,11 +84,7 @@ enum Buffers<'a> {
     Apart(&'a [u8], &'a mut [u8]),
 }
 
-fn compare(
-    key: &XtsKey,
-    implementation: Implementation,
-    mut subject: impl FnMut(Batch),
-) -> Result<(), SelfTestError> {
+fn compare(key: &XtsKey, implementation: Implementation, mut subject: impl FnMut(Batch)) -> Result<(), SelfTestError> {
     let mut first_unit = [0; 8];
     let mut data = vec![0; BATCH_BYTES];
     getrandom::fill(&mut first_unit).map_err(SelfTestError::Random)?;
@@ -109,12 +105,7 @@ fn compare(
                     let (result, margin) = work.split_at_mut(bytes);
                     margin.fill(MARGIN);
                     let mut run = |buffers| {
-                        subject(Batch {
-                            direction,
-                            unit_size,
-                            first_unit,
-                            buffers,
-                        });
+                        subject(Batch { direction, unit_size, first_unit, buffers });
                     };
                     if in_place {
                         result.copy_from_slice(&data[..bytes]);
@@ -144,13 +135,7 @@ fn compare(
 /// What `data` becomes according to the `xts-mode` crate.
 // Its own frame, so that what it leaves on the stack lies below the caller's and can be wiped.
 #[inline(never)]
-fn reference(
-    key: &XtsKey,
-    direction: Direction,
-    data: &[u8],
-    unit_size: usize,
-    first_unit: u64,
-) -> Vec<u8> {
+fn reference(key: &XtsKey, direction: Direction, data: &[u8], unit_size: usize, first_unit: u64) -> Vec<u8> {
     let (data_key, tweak_key) = key.bytes().split_at(32);
     let cipher = |half: &[u8]| Aes256::new_from_slice(half).expect("half of 64 bytes");
     let xts = Xts128::new(cipher(data_key), cipher(tweak_key));
@@ -185,11 +170,8 @@ const BATCH_BYTES: usize = 64 * 1024;
 const MARGIN_BYTES: usize = 64;
 const MARGIN: u8 = 0x5a;
 /// Name, in place or not, offset of the result from the start of its buffer.
-const PLACES: [(&str, bool, usize); 3] = [
-    ("in place", true, 0),
-    ("in place, unaligned", true, SHIFT_MAX),
-    ("buffer to buffer", false, 0),
-];
+const PLACES: [(&str, bool, usize); 3] =
+    [("in place", true, 0), ("in place, unaligned", true, SHIFT_MAX), ("buffer to buffer", false, 0)];
 const SHIFT_MAX: usize = 7;
 const REFERENCE_STACK_BYTES: usize = 16 * 1024;
 
@@ -212,13 +194,7 @@ mod tests {
                     (dst, false)
                 }
             };
-            let right = reference(
-                &key,
-                batch.direction,
-                result,
-                batch.unit_size,
-                batch.first_unit,
-            );
+            let right = reference(&key, batch.direction, result, batch.unit_size, batch.first_unit);
             result.copy_from_slice(&right);
             fault(batch.direction, batch.unit_size, in_place, result);
         })
@@ -252,8 +228,7 @@ mod tests {
             for unit_size in UNIT_SIZES {
                 for in_place in [true, false] {
                     let error = run_with_fault(|its_direction, its_unit, its_place, result| {
-                        if (its_direction, its_unit, its_place) == (direction, unit_size, in_place)
-                        {
+                        if (its_direction, its_unit, its_place) == (direction, unit_size, in_place) {
                             result[100] ^= 1;
                         }
                     });
@@ -307,12 +282,7 @@ mod tests {
     fn the_message_says_what_differs_and_what_to_do() {
         let error = run_with_fault(|_, _, _, result| result[0] ^= 1).unwrap();
         let text = error.to_string();
-        for part in [
-            "portable",
-            "encrypt of 1 units of 512",
-            "byte 0",
-            "elsewhere",
-        ] {
+        for part in ["portable", "encrypt of 1 units of 512", "byte 0", "elsewhere"] {
             assert!(text.contains(part), "{part:?} is missing in {text}");
         }
     }

@@ -27,9 +27,7 @@ pub enum XtsKeyError {
     )]
     Length(usize),
     /// Both halves are the same.
-    #[error(
-        "the two halves of the key are equal, which XTS forbids; generate a key of 64 random bytes"
-    )]
+    #[error("the two halves of the key are equal, which XTS forbids; generate a key of 64 random bytes")]
     EqualHalves,
     /// No locked memory for the key.
     #[error(transparent)]
@@ -82,10 +80,7 @@ impl XtsKey {
 
     fn halves(&self) -> (&[u8; KEY_BYTES / 2], &[u8; KEY_BYTES / 2]) {
         let (data, tweak) = self.bytes.split_at(KEY_BYTES / 2);
-        (
-            data.try_into().expect("half of 64"),
-            tweak.try_into().expect("half of 64"),
-        )
+        (data.try_into().expect("half of 64"), tweak.try_into().expect("half of 64"))
     }
 
     fn blank() -> Result<XtsKey, XtsKeyError> {
@@ -96,10 +91,7 @@ impl XtsKey {
     fn checked(self) -> Result<XtsKey, XtsKeyError> {
         let (data, tweak) = self.halves();
         // Folded rather than compared: the time must not tell where the halves first differ.
-        let mut difference = data
-            .iter()
-            .zip(tweak)
-            .fold(0, |difference, (a, b)| difference | (a ^ b));
+        let mut difference = data.iter().zip(tweak).fold(0, |difference, (a, b)| difference | (a ^ b));
         let equal = difference == 0;
         difference.zeroize();
         if equal {
@@ -144,10 +136,7 @@ mod tests {
     #[test]
     fn refuses_equal_halves_and_only_those() {
         let mut bytes = [7; KEY_BYTES];
-        assert!(matches!(
-            XtsKey::from_bytes(&bytes),
-            Err(XtsKeyError::EqualHalves)
-        ));
+        assert!(matches!(XtsKey::from_bytes(&bytes), Err(XtsKeyError::EqualHalves)));
         for index in 0..KEY_BYTES {
             bytes[index] ^= 0x80;
             assert!(XtsKey::from_bytes(&bytes).is_ok(), "byte {index} differs");

@@ -91,10 +91,7 @@ impl Xts {
     ///
     /// [`XtsError::Unavailable`] when this CPU lacks it, [`XtsError::Memory`] when the expanded
     /// keys cannot be locked in memory.
-    pub fn with_implementation(
-        key: &XtsKey,
-        implementation: Implementation,
-    ) -> Result<Xts, XtsError> {
+    pub fn with_implementation(key: &XtsKey, implementation: Implementation) -> Result<Xts, XtsError> {
         let engine = match implementation {
             #[cfg(target_arch = "x86_64")]
             Implementation::VaesAvx512 => Vaes512::new(key)?.map(Engine::Vaes512),
@@ -149,14 +146,7 @@ impl Xts {
     /// `src` must be readable and `dst` writable for `len` bytes. Either `src == dst`, or the two
     /// ranges do not overlap. Neither needs any alignment. Nobody holds a Rust reference into the
     /// range at `dst`.
-    pub unsafe fn encrypt_raw(
-        &self,
-        src: *const u8,
-        dst: *mut u8,
-        len: usize,
-        unit_size: usize,
-        first_unit: u64,
-    ) {
+    pub unsafe fn encrypt_raw(&self, src: *const u8, dst: *mut u8, len: usize, unit_size: usize, first_unit: u64) {
         // SAFETY: the caller's promise, passed on.
         unsafe { self.apply_raw(Direction::Encrypt, src, dst, len, unit_size, first_unit) }
     }
@@ -170,26 +160,13 @@ impl Xts {
     /// # Safety
     ///
     /// As [`encrypt_raw`](Xts::encrypt_raw).
-    pub unsafe fn decrypt_raw(
-        &self,
-        src: *const u8,
-        dst: *mut u8,
-        len: usize,
-        unit_size: usize,
-        first_unit: u64,
-    ) {
+    pub unsafe fn decrypt_raw(&self, src: *const u8, dst: *mut u8, len: usize, unit_size: usize, first_unit: u64) {
         // SAFETY: the caller's promise, passed on.
         unsafe { self.apply_raw(Direction::Decrypt, src, dst, len, unit_size, first_unit) }
     }
 
     /// [`encrypt`](Xts::encrypt) or [`decrypt`](Xts::decrypt), by value.
-    pub(crate) fn apply_in_place(
-        &self,
-        direction: Direction,
-        data: &mut [u8],
-        unit_size: usize,
-        first_unit: u64,
-    ) {
+    pub(crate) fn apply_in_place(&self, direction: Direction, data: &mut [u8], unit_size: usize, first_unit: u64) {
         let start = data.as_mut_ptr();
         // SAFETY: source and destination are the same exclusively borrowed slice.
         unsafe { self.apply_raw(direction, start, start, data.len(), unit_size, first_unit) }
@@ -219,12 +196,8 @@ impl Xts {
         unsafe {
             match &self.engine {
                 #[cfg(target_arch = "x86_64")]
-                Engine::Vaes512(engine) => {
-                    engine.apply(direction, src, dst, len, unit_size, first_unit)
-                }
-                Engine::Portable(engine) => {
-                    engine.apply(direction, src, dst, len, unit_size, first_unit)
-                }
+                Engine::Vaes512(engine) => engine.apply(direction, src, dst, len, unit_size, first_unit),
+                Engine::Portable(engine) => engine.apply(direction, src, dst, len, unit_size, first_unit),
             }
         }
     }

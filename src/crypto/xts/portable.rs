@@ -61,12 +61,7 @@ impl Portable {
         first_unit: u64,
     ) {
         let blocks_in_unit = unit_size / BLOCK_BYTES;
-        let mut tweaks = Tweaks::new(
-            &self.keys.tweak,
-            blocks_in_unit,
-            len / unit_size,
-            first_unit,
-        );
+        let mut tweaks = Tweaks::new(&self.keys.tweak, blocks_in_unit, len / unit_size, first_unit);
         let mut masks = [0; BATCH_BLOCKS];
         let mut batch = [Block::default(); BATCH_BLOCKS];
         let mut done = 0;
@@ -103,10 +98,7 @@ struct Keys {
 impl Keys {
     fn blank() -> Keys {
         let zero = Array([0; 32]);
-        Keys {
-            data: Aes256::new(&zero),
-            tweak: Aes256Enc::new(&zero),
-        }
+        Keys { data: Aes256::new(&zero), tweak: Aes256Enc::new(&zero) }
     }
 
     // Its own frame, so that what it leaves on the stack lies below the caller's and can be wiped.

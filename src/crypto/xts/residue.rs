@@ -45,10 +45,7 @@ fn encrypting_and_decrypting_leave_none() {
                     let left = residue(&key, || {
                         xts.apply_in_place(direction, &mut data, unit_size, 5);
                     });
-                    assert_eq!(
-                        left, 0,
-                        "{implementation}: {direction} {units} of {unit_size} bytes"
-                    );
+                    assert_eq!(left, 0, "{implementation}: {direction} {units} of {unit_size} bytes");
                 }
             }
         }
@@ -70,10 +67,7 @@ fn deriving_and_testing_leave_none() {
 }
 
 fn key() -> XtsKey {
-    XtsKey::from_bytes(&std::array::from_fn::<u8, 64, _>(|index| {
-        (index as u8).wrapping_mul(37) ^ 0x6b
-    }))
-    .unwrap()
+    XtsKey::from_bytes(&std::array::from_fn::<u8, 64, _>(|index| (index as u8).wrapping_mul(37) ^ 0x6b)).unwrap()
 }
 
 /// How many places of the stack hold a round key of `key` after `work` has run on it. The key
@@ -84,10 +78,7 @@ fn residue(key: &XtsKey, work: impl FnOnce() + Send) -> usize {
     let schedule = unsafe { Schedule::expand(key) }.unwrap();
     let keys = schedule.round_keys();
     let stack = stack_after(work);
-    stack
-        .windows(16)
-        .filter(|window| keys.iter().any(|key| key == window))
-        .count()
+    stack.windows(16).filter(|window| keys.iter().any(|key| key == window)).count()
 }
 
 /// Runs `work` on a thread of its own and returns what its stack then holds.
@@ -107,15 +98,9 @@ fn stack_after<W: FnOnce() + Send>(work: W) -> Vec<u8> {
         let mut attributes = std::mem::zeroed();
         let mut thread = 0;
         assert_eq!(libc::pthread_attr_init(&mut attributes), 0);
-        assert_eq!(
-            libc::pthread_attr_setstack(&mut attributes, stack.as_mut_ptr().cast(), STACK_BYTES),
-            0
-        );
+        assert_eq!(libc::pthread_attr_setstack(&mut attributes, stack.as_mut_ptr().cast(), STACK_BYTES), 0);
         let argument = (&raw mut work).cast();
-        assert_eq!(
-            libc::pthread_create(&mut thread, &attributes, run::<W>, argument),
-            0
-        );
+        assert_eq!(libc::pthread_create(&mut thread, &attributes, run::<W>, argument), 0);
         assert_eq!(libc::pthread_join(thread, ptr::null_mut()), 0);
         assert_eq!(libc::pthread_attr_destroy(&mut attributes), 0);
     }

@@ -2,8 +2,8 @@
 //! expansion instructions: no table of ours, no branch, no key byte as an index.
 
 use std::arch::x86_64::{
-    __m128i, __m512i, _mm_aesimc_si128, _mm_aeskeygenassist_si128, _mm_loadu_si128,
-    _mm_shuffle_epi32, _mm_slli_si128, _mm_storeu_si128, _mm_xor_si128, _mm512_loadu_si512,
+    __m128i, __m512i, _mm_aesimc_si128, _mm_aeskeygenassist_si128, _mm_loadu_si128, _mm_shuffle_epi32, _mm_slli_si128,
+    _mm_storeu_si128, _mm_xor_si128, _mm512_loadu_si512,
 };
 
 use zeroize::{Zeroize, zeroize_stack};
@@ -38,11 +38,8 @@ impl Schedule {
     ///
     /// The CPU must have the AES instructions.
     pub(super) unsafe fn expand(key: &XtsKey) -> Result<Locked<Schedule>, LockedError> {
-        let mut schedule = Locked::new(Schedule {
-            encrypt: RoundKeys::BLANK,
-            decrypt: RoundKeys::BLANK,
-            tweak: RoundKeys::BLANK,
-        })?;
+        let mut schedule =
+            Locked::new(Schedule { encrypt: RoundKeys::BLANK, decrypt: RoundKeys::BLANK, tweak: RoundKeys::BLANK })?;
         // SAFETY: the caller's promise.
         unsafe { schedule.fill(key) };
         // Registers may have been spilled there.
@@ -178,10 +175,9 @@ mod tests {
         let key = 0x603deb1015ca71be2b73aef0857d7781_u128.to_be_bytes();
         let rest = 0x1f352c073b6108d72d9810a30914dff4_u128.to_be_bytes();
         let keys = expanded(&[key, rest].concat().try_into().unwrap());
-        for (round, expected) in [
-            (2, 0x9ba354118e6925afa51a8b5f2067fcde_u128),
-            (14, 0xfe4890d1e6188d0b046df344706c631e),
-        ] {
+        for (round, expected) in
+            [(2, 0x9ba354118e6925afa51a8b5f2067fcde_u128), (14, 0xfe4890d1e6188d0b046df344706c631e)]
+        {
             for lane in keys.0[round].as_chunks().0 {
                 assert_eq!(u128::from_be_bytes(*lane), expected, "round {round}");
             }
@@ -199,11 +195,7 @@ mod tests {
             };
         }
         let last = keys.get(ROUND_KEYS - 1);
-        state = if encrypt {
-            _mm_aesenclast_si128(state, last)
-        } else {
-            _mm_aesdeclast_si128(state, last)
-        };
+        state = if encrypt { _mm_aesenclast_si128(state, last) } else { _mm_aesdeclast_si128(state, last) };
         let mut block = Block::default();
         // SAFETY: writes the 16 bytes of one block.
         unsafe { _mm_storeu_si128(block.as_mut_ptr().cast(), state) };

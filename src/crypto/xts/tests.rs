@@ -17,8 +17,7 @@ fn vectors_of_the_standard() {
     let plaintext: Vec<u8> = (0..512).map(|index| index as u8).collect();
     let mut vectors = 0;
     for line in include_str!("ieee1619.txt").lines() {
-        let Some((unit, ciphertext)) = line.split_once(' ').filter(|_| !line.starts_with('#'))
-        else {
+        let Some((unit, ciphertext)) = line.split_once(' ').filter(|_| !line.starts_with('#')) else {
             continue;
         };
         let unit = u64::from_str_radix(unit, 16).unwrap();
@@ -61,14 +60,7 @@ fn call() -> impl Strategy<Value = Call> {
     (unit_size, first_unit, any::<u8>(), 0usize..64, 0usize..64).prop_flat_map(
         |(unit_size, first_unit, seed, src_offset, dst_offset)| {
             let units_max = (70_000 / unit_size).min(150);
-            (0..=units_max).prop_map(move |units| Call {
-                seed,
-                unit_size,
-                units,
-                first_unit,
-                src_offset,
-                dst_offset,
-            })
+            (0..=units_max).prop_map(move |units| Call { seed, unit_size, units, first_unit, src_offset, dst_offset })
         },
     )
 }
@@ -102,14 +94,7 @@ fn every_short_length_agrees() {
 
 #[test]
 fn a_long_unit_agrees() {
-    let call = Call {
-        seed: 9,
-        unit_size: 1 << 20,
-        units: 2,
-        first_unit: 77,
-        src_offset: 3,
-        dst_offset: 0,
-    };
+    let call = Call { seed: 9, unit_size: 1 << 20, units: 2, first_unit: 77, src_offset: 3, dst_offset: 0 };
     check(&call).unwrap();
 }
 
@@ -168,9 +153,7 @@ fn debug_prints_the_implementation_and_no_key() {
 fn check(call: &Call) -> Result<(), TestCaseError> {
     let key = key_from_seed(call.seed);
     let len = call.units * call.unit_size;
-    let source: Vec<u8> = (0..len)
-        .map(|index| (index * 31 + index / 256 * 7) as u8 ^ call.seed)
-        .collect();
+    let source: Vec<u8> = (0..len).map(|index| (index * 31 + index / 256 * 7) as u8 ^ call.seed).collect();
 
     for direction in [Direction::Encrypt, Direction::Decrypt] {
         let expected = by_xts_mode(&key, direction, &source, call);
@@ -211,11 +194,7 @@ impl Guarded {
         let mut bytes = vec![GUARD; data.len() + 256];
         let start = 64 + bytes.as_ptr().align_offset(64) + offset;
         bytes[start..start + data.len()].copy_from_slice(data);
-        Guarded {
-            bytes,
-            start,
-            len: data.len(),
-        }
+        Guarded { bytes, start, len: data.len() }
     }
 
     fn data(&mut self) -> &mut [u8] {
@@ -248,14 +227,11 @@ fn by_openssl(key: &XtsKey, direction: Direction, data: &[u8], call: &Call) -> V
         Direction::Decrypt => Mode::Decrypt,
     };
     let mut out = vec![0; data.len()];
-    let units = data
-        .chunks_exact(call.unit_size)
-        .zip(out.chunks_exact_mut(call.unit_size));
+    let units = data.chunks_exact(call.unit_size).zip(out.chunks_exact_mut(call.unit_size));
     for (index, (unit, out)) in units.enumerate() {
         let number = u128::from(call.first_unit) + index as u128;
         let iv = number.to_le_bytes();
-        let mut crypter =
-            Crypter::new(Cipher::aes_256_xts(), mode, key.bytes(), Some(&iv)).unwrap();
+        let mut crypter = Crypter::new(Cipher::aes_256_xts(), mode, key.bytes(), Some(&iv)).unwrap();
         // The binding wants room for one block more than it fills.
         let mut padded = vec![0; unit.len() + BLOCK_BYTES];
         assert_eq!(crypter.update(unit, &mut padded).unwrap(), unit.len());
@@ -265,14 +241,11 @@ fn by_openssl(key: &XtsKey, direction: Direction, data: &[u8], call: &Call) -> V
 }
 
 fn every_implementation(key: &XtsKey) -> impl Iterator<Item = Xts> {
-    Implementation::available()
-        .iter()
-        .map(|&implementation| Xts::with_implementation(key, implementation).unwrap())
+    Implementation::available().iter().map(|&implementation| Xts::with_implementation(key, implementation).unwrap())
 }
 
 fn key_from_seed(seed: u8) -> XtsKey {
-    let bytes: [u8; KEY_BYTES] =
-        std::array::from_fn(|index| (index as u8 + 1).wrapping_mul(seed | 1));
+    let bytes: [u8; KEY_BYTES] = std::array::from_fn(|index| (index as u8 + 1).wrapping_mul(seed | 1));
     XtsKey::from_bytes(&bytes).unwrap()
 }
 
@@ -281,8 +254,5 @@ fn key_from_hex(hex: &str) -> XtsKey {
 }
 
 fn bytes_from_hex(hex: &str) -> Vec<u8> {
-    (0..hex.len())
-        .step_by(2)
-        .map(|index| u8::from_str_radix(&hex[index..index + 2], 16).unwrap())
-        .collect()
+    (0..hex.len()).step_by(2).map(|index| u8::from_str_radix(&hex[index..index + 2], 16).unwrap()).collect()
 }

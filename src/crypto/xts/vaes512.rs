@@ -13,13 +13,12 @@
 //! Data is loaded, masked, encrypted and stored once, straight from source to destination.
 
 use std::arch::x86_64::{
-    __m512i, __mmask8, _mm_loadu_si128, _mm512_add_epi64, _mm512_aesdec_epi128,
-    _mm512_aesdeclast_epi128, _mm512_aesenc_epi128, _mm512_aesenclast_epi128,
-    _mm512_broadcast_i32x4, _mm512_bslli_epi128, _mm512_bsrli_epi128, _mm512_clmulepi64_epi128,
-    _mm512_cmplt_epu64_mask, _mm512_loadu_si512, _mm512_mask_add_epi64, _mm512_mask_storeu_epi64,
-    _mm512_maskz_loadu_epi64, _mm512_set_epi64, _mm512_set1_epi64, _mm512_setzero_si512,
-    _mm512_sllv_epi64, _mm512_srlv_epi64, _mm512_storeu_si512, _mm512_sub_epi64,
-    _mm512_ternarylogic_epi64, _mm512_xor_si512,
+    __m512i, __mmask8, _mm_loadu_si128, _mm512_add_epi64, _mm512_aesdec_epi128, _mm512_aesdeclast_epi128,
+    _mm512_aesenc_epi128, _mm512_aesenclast_epi128, _mm512_broadcast_i32x4, _mm512_bslli_epi128, _mm512_bsrli_epi128,
+    _mm512_clmulepi64_epi128, _mm512_cmplt_epu64_mask, _mm512_loadu_si512, _mm512_mask_add_epi64,
+    _mm512_mask_storeu_epi64, _mm512_maskz_loadu_epi64, _mm512_set_epi64, _mm512_set1_epi64, _mm512_setzero_si512,
+    _mm512_sllv_epi64, _mm512_srlv_epi64, _mm512_storeu_si512, _mm512_sub_epi64, _mm512_ternarylogic_epi64,
+    _mm512_xor_si512,
 };
 
 use zeroize::zeroize_stack;
@@ -206,8 +205,7 @@ unsafe fn apply_to_odd_units<const ENCRYPT: bool>(
     unit_size: usize,
 ) {
     for first in first {
-        let mut tweaks =
-            times_powers_of_x(broadcast(first), _mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0));
+        let mut tweaks = times_powers_of_x(broadcast(first), _mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0));
         let mut bytes_left = unit_size;
         while bytes_left > 0 {
             let bytes = bytes_left.min(REGISTER_BYTES);
@@ -286,16 +284,7 @@ fn spread(first: &[u8; BLOCK_BYTES]) -> [__m512i; WIDTH] {
     let t0 = times_powers_of_x(first, _mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0));
     let t1 = times_powers_of_x(first, _mm512_set_epi64(7, 7, 6, 6, 5, 5, 4, 4));
     let (t2, t3) = (times_x8(t0), times_x8(t1));
-    [
-        t0,
-        t1,
-        t2,
-        t3,
-        times_x16(t0),
-        times_x16(t1),
-        times_x16(t2),
-        times_x16(t3),
-    ]
+    [t0, t1, t2, t3, times_x16(t0), times_x16(t1), times_x16(t2), times_x16(t3)]
 }
 
 #[inline]
