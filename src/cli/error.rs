@@ -3,8 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::crypto::benchmark::BenchmarkError;
 use crate::keys::{KeyError, SourceError};
 use crate::store::StoreError;
+use crate::vhost::socket::SocketError;
 use crate::volume::VolumeError;
 use crate::volume::image::ImageError;
 
@@ -37,6 +39,23 @@ pub enum CliError {
         /// Why.
         source: io::Error,
     },
+    /// The cipher cannot be measured.
+    #[error(transparent)]
+    Benchmark(#[from] BenchmarkError),
+    /// A volume cannot be served, or not any longer.
+    #[error("cannot serve {}: {source}: check the disk and the log", .dir.display())]
+    Serve {
+        /// The volume's folder.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The socket cannot be listened on.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Signals cannot be handled.
+    #[error("cannot handle signals: {0}: check the limit of open files")]
+    Signals(#[source] io::Error),
     /// Standard output is gone.
     #[error("cannot write to standard output: {0}: check where it goes")]
     Output(#[source] io::Error),

@@ -8,6 +8,7 @@ mod error;
 mod key;
 mod key_args;
 mod output;
+mod serve;
 mod size;
 mod volume;
 
@@ -35,6 +36,8 @@ enum Command {
     /// Make, examine, fill and read volumes
     #[command(subcommand, arg_required_else_help = false)]
     Volume(volume::VolumeCommand),
+    /// Serve a volume to virtual machines over vhost-user
+    Serve(serve::ServeArgs),
     /// Measure how fast this machine encrypts
     Benchmark(benchmark::BenchmarkArgs),
 }
@@ -58,6 +61,7 @@ fn protected() -> Result<(), CliError> {
         Ok(cli) => match cli.command {
             Command::Key(command) => key::run(command),
             Command::Volume(command) => volume::run(command),
+            Command::Serve(args) => serve::run(&args),
             Command::Benchmark(args) => benchmark::run(&args),
         },
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {

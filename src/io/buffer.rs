@@ -29,6 +29,12 @@ impl Buffer {
         self.base.as_ptr()
     }
 
+    /// The first byte. The memory is plain bytes: writing through the pointer is up to whoever knows
+    /// that no operation uses the buffer.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
     /// How many bytes it holds.
     pub fn capacity(&self) -> usize {
         CLASS_BYTES[self.class]

@@ -11,6 +11,7 @@
 pub mod buffer;
 pub mod file;
 pub mod segments;
+pub mod sigbus;
 pub mod threads;
 pub mod uring;
 

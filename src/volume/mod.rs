@@ -8,9 +8,12 @@
 //! Invariants: nothing is written before the key has been proven right; the key and the cipher stay
 //! in this room, and what it hands to rooms below is ciphertext.
 
+pub mod attachment;
 mod error;
 mod holes;
 pub mod image;
+pub mod lane;
+mod sectors;
 
 use std::path::Path;
 
