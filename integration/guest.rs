@@ -19,6 +19,7 @@ use machine::{Machine, RunningMachine, Start};
 use sha2::{Digest, Sha256};
 
 const MIB: u64 = 1 << 20;
+const SERIAL: &str = "guest-disk-0001";
 
 // Every pair of queue count, sector size and engine occurs in one of the four.
 
@@ -46,14 +47,9 @@ fn disk_with_four_queues_4096_byte_sectors_and_io_uring() {
 /// the same back end finds everything again, then gives all the space back.
 fn a_disk_keeps_what_its_guests_write(queues: u16, sector_size: u32, engine: Engine) {
     let disk = Disk::create(768, sector_size);
-    let backend = Backend::start(&disk, engine, false);
+    let backend = Backend::start(&disk, engine, &["--serial", SERIAL]);
     let socket = backend.socket();
-    let machine = Machine {
-        disk: &socket,
-        queues,
-        start: Start::Kernel,
-        job: include_str!("guest/disk.sh"),
-    };
+    let machine = Machine { disk: &socket, queues, start: Start::Kernel, job: include_str!("guest/disk.sh") };
 
     let mut guest = machine.boot();
     guest.booted();
@@ -93,7 +89,7 @@ struct Written {
 }
 
 fn fill(guest: &mut RunningMachine, queues: u16, sector_size: u32) -> Written {
-    assert_eq!(guest.ok("serial"), Backend::SERIAL);
+    assert_eq!(guest.ok("serial"), SERIAL);
     assert_eq!(guest.ok("sector"), sector_size.to_string());
     assert_eq!(guest.ok("queues"), queues.to_string());
     assert_eq!(guest.ok("read-only"), "0");
@@ -104,28 +100,13 @@ fn fill(guest: &mut RunningMachine, queues: u16, sector_size: u32) -> Written {
     assert_eq!(guest.ok("cache-back"), "write back, write back");
 
     guest.all_ok(&["partitions", "fio-4k", "fio-mixed"]);
-    guest.all_ok(&[
-        "ext4-make",
-        "ext4-mount",
-        "ext4-copy",
-        "ext4-compare",
-        "ext4-random",
-    ]);
+    guest.all_ok(&["ext4-make", "ext4-mount", "ext4-copy", "ext4-compare", "ext4-random"]);
     let ext4_digest = guest.ok("ext4-digest");
     guest.all_ok(&["ext4-unmount", "ext4-fsck"]);
-    guest.all_ok(&[
-        "xfs-make",
-        "xfs-mount",
-        "xfs-copy",
-        "xfs-compare",
-        "xfs-random",
-    ]);
+    guest.all_ok(&["xfs-make", "xfs-mount", "xfs-copy", "xfs-compare", "xfs-random"]);
     let xfs_digest = guest.ok("xfs-digest");
     guest.all_ok(&["xfs-unmount", "xfs-fsck"]);
-    Written {
-        ext4_digest,
-        xfs_digest,
-    }
+    Written { ext4_digest, xfs_digest }
 }
 
 fn verify(guest: &mut RunningMachine, written: &Written) {
@@ -152,26 +133,17 @@ fn give_back(guest: &mut RunningMachine, disk: &Disk) {
         let trimmed = allocated_at(guest, &format!("{kind}-trimmed"));
         guest.all_ok(&[&format!("{kind}-unmount"), &format!("{kind}-fsck")]);
         // The files are the guest's libraries, over 70 MiB, and 8 MiB of random bytes.
-        assert!(
-            trimmed + 64 * MIB < full,
-            "fstrim on {kind}: {full} bytes allocated before, {trimmed} after"
-        );
+        assert!(trimmed + 64 * MIB < full, "fstrim on {kind}: {full} bytes allocated before, {trimmed} after");
     }
 
     guest.ok("random");
     let full = allocated_at(guest, "random-full");
     guest.ok("zero");
     let zeroed = allocated_at(guest, "random-zeroed");
-    assert!(
-        zeroed + 15 * MIB < full,
-        "16 MiB of WRITE_ZEROES: {full} bytes allocated before, {zeroed} after"
-    );
+    assert!(zeroed + 15 * MIB < full, "16 MiB of WRITE_ZEROES: {full} bytes allocated before, {zeroed} after");
     guest.all_ok(&["zero-reads", "discard"]);
     let discarded = allocated_at(guest, "random-discarded");
-    assert!(
-        discarded + 15 * MIB < zeroed,
-        "16 MiB of DISCARD: {zeroed} bytes allocated before, {discarded} after"
-    );
+    assert!(discarded + 15 * MIB < zeroed, "16 MiB of DISCARD: {zeroed} bytes allocated before, {discarded} after");
     guest.all_ok(&["discard-reads", "all"]);
     let empty = allocated_at(guest, "all-discarded");
     assert!(empty < MIB, "{empty} bytes allocated on an empty disk");
@@ -186,21 +158,14 @@ fn a_bios_boots_from_the_disk() {
     let digest = hexadecimal(&Sha256::digest(&image));
     let megabytes = (image.len() as u64 / MIB).to_string();
 
-    let backend = Backend::start(&disk, Engine::IoUring, false);
-    let mut guest = Machine {
-        disk: &backend.socket(),
-        queues: 1,
-        start: Start::Firmware,
-        job: include_str!("guest/firmware.sh"),
-    }
-    .boot();
+    let backend = Backend::start(&disk, Engine::IoUring, &[] as &[&str]);
+    let mut guest =
+        Machine { disk: &backend.socket(), queues: 1, start: Start::Firmware, job: include_str!("guest/firmware.sh") }
+            .boot();
     for then in ["reboot", "end"] {
         guest.booted();
         let command_line = guest.ok("kernel");
-        assert!(
-            command_line.contains("BOOT_IMAGE=(hd0,msdos1)/vmlinuz"),
-            "{command_line}"
-        );
+        assert!(command_line.contains("BOOT_IMAGE=(hd0,msdos1)/vmlinuz"), "{command_line}");
         guest.answer_to("megabytes", &megabytes);
         assert_eq!(guest.ok("digest"), digest);
         guest.answer_to("then", then);
@@ -215,14 +180,10 @@ fn a_read_only_disk_takes_no_write() {
     let image = fs::read(Images::get().boot_disk()).expect("the boot disk");
     assert_eq!(image.len() as u64, 64 * MIB);
     disk.import(&Images::get().boot_disk());
-    let backend = Backend::start(&disk, Engine::Threads, true);
-    let mut guest = Machine {
-        disk: &backend.socket(),
-        queues: 1,
-        start: Start::Kernel,
-        job: include_str!("guest/read_only.sh"),
-    }
-    .boot();
+    let backend = Backend::start(&disk, Engine::Threads, &["--read-only"]);
+    let mut guest =
+        Machine { disk: &backend.socket(), queues: 1, start: Start::Kernel, job: include_str!("guest/read_only.sh") }
+            .boot();
     guest.booted();
     assert_eq!(guest.ok("read-only"), "1");
     assert_eq!(guest.ok("digest"), hexadecimal(&Sha256::digest(&image)));

@@ -1,68 +1,83 @@
-//! The disk under test: a volume, and the process that serves it.
+//! The disk under test: a volume, and the `sealblk serve` that serves it.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-const SERIAL: &str = "guest-test-0001";
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// An encrypted volume in a folder of its own.
+/// An encrypted volume and its key, in a folder of their own.
 pub struct Disk {
     folder: TempDir,
-    sector_size: u32,
 }
 
 impl Disk {
     /// A new volume under a new key.
-    pub fn create(size_mib: u64, sector_size: u32) -> Disk {
-        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
-        let data = fs::File::create(folder.path().join("data")).expect("data");
-        data.set_len(size_mib << 20).expect("data has its length");
-        Disk {
-            folder,
-            sector_size,
-        }
+    pub fn create(size_mib: u64, sector_size_bytes: u32) -> Disk {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the volume");
+        let disk = Disk { folder };
+        let manifest = run(sealblk().args(["key", "generate"]));
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(disk.manifest())
+            .and_then(|mut file| std::io::Write::write_all(&mut file, manifest.as_bytes()))
+            .expect("the key is kept");
+        run(sealblk()
+            .args(["volume", "create"])
+            .arg(disk.volume())
+            .args(["--size", &format!("{size_mib}M")])
+            .args(["--sector-size", &sector_size_bytes.to_string()])
+            .args(disk.key_arguments()));
+        disk
     }
 
-    /// Writes a raw image into the volume.
+    /// Replaces what the volume holds by a raw image.
     pub fn import(&self, image: &Path) {
-        let status = Command::new("dd")
-            .arg(format!("if={}", image.display()))
-            .arg(format!("of={}", self.data().display()))
-            .args(["bs=1M", "conv=notrunc,sparse", "status=none"])
-            .status()
-            .expect("dd");
-        assert!(status.success());
+        run(sealblk().args(["volume", "import"]).arg(self.volume()).arg(image).args(self.key_arguments()));
     }
 
     /// What the volume takes of the host's disk.
     pub fn allocated_bytes(&self) -> u64 {
-        fs::metadata(self.data()).expect("data").blocks() * 512
+        let info = run(sealblk().args(["volume", "info"]).arg(self.volume()).arg("--json"));
+        let info: serde_json::Value = serde_json::from_str(&info).expect("volume info prints JSON");
+        info["allocated_bytes"].as_u64().expect("the number of bytes allocated")
     }
 
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+    fn volume(&self) -> PathBuf {
+        self.folder.path().join("volume")
+    }
+
+    fn manifest(&self) -> PathBuf {
+        self.folder.path().join("key.yaml")
+    }
+
+    fn key_arguments(&self) -> [String; 2] {
+        ["--key".to_owned(), format!("file:{}", self.manifest().display())]
     }
 }
 
 /// The engine that serves a volume.
 #[derive(Clone, Copy, Debug)]
 pub enum Engine {
+    /// io_uring with direct I/O.
     IoUring,
+    /// A pool of threads.
     Threads,
 }
 
 impl Engine {
-    fn name(self) -> &'static str {
+    fn argument(self) -> &'static str {
         match self {
-            Engine::IoUring => "io_uring",
+            Engine::IoUring => "io-uring",
             Engine::Threads => "threads",
         }
     }
@@ -75,31 +90,25 @@ pub struct Backend {
 }
 
 impl Backend {
-    pub const SERIAL: &str = "vhost_user_blk";
-
-    /// Serves `disk`, and returns once its socket listens.
-    pub fn start(disk: &Disk, engine: Engine, read_only: bool) -> Backend {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let _ = SERIAL;
-        let mut child = Command::new("qemu-storage-daemon")
-            .arg("--blockdev")
-            .arg(format!(
-                "driver=file,node-name=d,filename={},discard=unmap,aio={},read-only={}",
-                disk.data().display(),
-                engine.name(),
-                if read_only { "on" } else { "off" },
-            ))
-            .arg("--export")
-            .arg(format!(
-                "type=vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path={},writable={},num-queues=4,logical-block-size={}",
-                folder.path().join("disk").display(),
-                if read_only { "off" } else { "on" },
-                disk.sector_size
-            ))
+    /// Starts the process, with more `arguments`, and returns once its socket listens.
+    pub fn start<A: AsRef<OsStr>>(disk: &Disk, engine: Engine, arguments: &[A]) -> Backend {
+        // Not in the target folder, whose path may be longer than a socket address holds.
+        let folder = tempfile::tempdir().expect("a folder for the socket");
+        let socket = folder.path().join("disk");
+        let child = sealblk()
+            .arg("serve")
+            .arg(disk.volume())
+            .arg("--socket")
+            .arg(&socket)
+            .args(disk.key_arguments())
+            .args(["--engine", engine.argument()])
+            .args(arguments)
+            .stdin(Stdio::null())
             .spawn()
-            .expect("qsd starts");
-        wait_for_listener(&mut child, &folder.path().join("disk"));
-        Backend { child, folder }
+            .expect("sealblk serve starts");
+        let mut backend = Backend { child, folder };
+        backend.wait_until_it_listens();
+        backend
     }
 
     /// Where a virtual machine connects.
@@ -110,20 +119,40 @@ impl Backend {
     /// Asks the process to end, and expects that it ends well.
     pub fn stop(mut self) {
         let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).expect("the back end can be asked to end");
+        kill_process(pid, Signal::TERM).expect("sealblk serve can be asked to end");
         let deadline = Instant::now() + TIME_LIMIT;
         let status = loop {
-            if let Some(status) = self
-                .child
-                .try_wait()
-                .expect("the back end can be waited for")
-            {
+            if let Some(status) = self.child.try_wait().expect("sealblk serve can be waited for") {
                 break status;
             }
-            assert!(Instant::now() < deadline, "the back end ignores SIGTERM");
+            assert!(Instant::now() < deadline, "sealblk serve does not end on SIGTERM");
             thread::sleep(Duration::from_millis(20));
         };
-        assert!(status.success(), "the back end ended with {status}");
+        assert!(status.success(), "sealblk serve ended with {status} on SIGTERM");
+    }
+
+    /// Waits until the kernel lists the socket as one that accepts connections. To connect would
+    /// be a front end that comes and goes.
+    fn wait_until_it_listens(&mut self) {
+        const ACCEPTS_CONNECTIONS: &str = "00010000";
+        let deadline = Instant::now() + TIME_LIMIT;
+        let socket = self.socket();
+        let socket = socket.to_str().expect("a path of text");
+        loop {
+            let sockets = fs::read_to_string("/proc/net/unix").expect("the list of sockets");
+            let listens = sockets.lines().any(|line| {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                fields.get(3) == Some(&ACCEPTS_CONNECTIONS) && fields.last() == Some(&socket)
+            });
+            if listens {
+                return;
+            }
+            if let Some(status) = self.child.try_wait().expect("sealblk serve can be waited for") {
+                panic!("sealblk serve ended with {status} before it listened");
+            }
+            assert!(Instant::now() < deadline, "sealblk serve does not listen");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -134,25 +163,14 @@ impl Drop for Backend {
     }
 }
 
-/// Waits until the kernel lists the socket as one that accepts connections. Connecting to find out
-/// would be a front end that comes and goes.
-fn wait_for_listener(child: &mut Child, socket: &Path) {
-    const ACCEPTS_CONNECTIONS: &str = "00010000";
-    let deadline = Instant::now() + TIME_LIMIT;
-    let socket = socket.to_str().expect("a path of text");
-    loop {
-        let sockets = fs::read_to_string("/proc/net/unix").expect("the list of sockets");
-        let listens = sockets.lines().any(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            fields.get(3) == Some(&ACCEPTS_CONNECTIONS) && fields.last() == Some(&socket)
-        });
-        if listens {
-            return;
-        }
-        if let Some(status) = child.try_wait().expect("the back end can be waited for") {
-            panic!("the back end ended with {status} before it listened");
-        }
-        assert!(Instant::now() < deadline, "the back end does not listen");
-        thread::sleep(Duration::from_millis(20));
-    }
+fn sealblk() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_sealblk"))
+}
+
+/// Runs a command that has to succeed; what it printed.
+fn run(command: &mut Command) -> String {
+    let output = command.output().expect("sealblk runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}: {errors}", output.status);
+    String::from_utf8(output.stdout).expect("sealblk prints text")
 }

@@ -21,10 +21,7 @@ impl Images {
             let folder = target_folder().join("vm-images");
             script("vm-images/build", &folder);
             let accelerator = script("vm-images/accelerator", &folder).trim().to_owned();
-            Images {
-                folder,
-                accelerator,
-            }
+            Images { folder, accelerator }
         })
     }
 

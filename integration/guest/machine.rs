@@ -65,9 +65,7 @@ impl Machine<'_> {
             // The back end maps the guest's memory, so it has to be shared.
             .args(["-machine", "q35,memory-backend=memory"])
             .arg("-object")
-            .arg(format!(
-                "memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on"
-            ))
+            .arg(format!("memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on"))
             .arg("-m")
             .arg(format!("{MEMORY_MIB}M"))
             .arg("-chardev")
@@ -108,11 +106,7 @@ impl Machine<'_> {
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
     Booted,
-    Result {
-        name: String,
-        ok: bool,
-        detail: String,
-    },
+    Result { name: String, ok: bool, detail: String },
     Ask(String),
     Done(i32),
 }
@@ -130,20 +124,13 @@ impl RunningMachine {
     /// The guest has come up, for the first time or after a reboot.
     pub fn booted(&mut self) {
         let said = self.next();
-        assert!(
-            said == Said::Booted,
-            "expected BOOTED, the guest said {said:?}"
-        );
+        assert!(said == Said::Booted, "expected BOOTED, the guest said {said:?}");
     }
 
     /// The next step is `name`, and it went well; its detail.
     pub fn ok(&mut self, name: &str) -> String {
         match self.next() {
-            Said::Result {
-                name: step,
-                ok: true,
-                detail,
-            } if step == name => detail,
+            Said::Result { name: step, ok: true, detail } if step == name => detail,
             said => panic!("expected step {name} to be ok, the guest said {said:?}"),
         }
     }
@@ -158,10 +145,7 @@ impl RunningMachine {
     /// The guest asks `question` and waits for the answer.
     pub fn asked(&mut self, question: &str) {
         let said = self.next();
-        assert!(
-            said == Said::Ask(question.to_owned()),
-            "expected the question {question}, the guest said {said:?}"
-        );
+        assert!(said == Said::Ask(question.to_owned()), "expected the question {question}, the guest said {said:?}");
     }
 
     /// Answers the question that was asked last.
@@ -179,10 +163,7 @@ impl RunningMachine {
     /// The job ended well and the machine powers off.
     pub fn done(mut self) {
         let said = self.next();
-        assert!(
-            said == Said::Done(0),
-            "expected the job to end, the guest said {said:?}"
-        );
+        assert!(said == Said::Done(0), "expected the job to end, the guest said {said:?}");
         let status = loop {
             self.check_time("power off");
             match self.child.try_wait().expect("QEMU can be waited for") {
@@ -199,16 +180,9 @@ impl RunningMachine {
         self.child.wait().expect("QEMU can be waited for");
     }
 
-    fn new(
-        mut child: Child,
-        listener: &UnixListener,
-        console: PathBuf,
-        folder: TempDir,
-    ) -> RunningMachine {
+    fn new(mut child: Child, listener: &UnixListener, console: PathBuf, folder: TempDir) -> RunningMachine {
         let deadline = Instant::now() + TIME_LIMIT;
-        listener
-            .set_nonblocking(true)
-            .expect("a listener that does not wait");
+        listener.set_nonblocking(true).expect("a listener that does not wait");
         let line = loop {
             match listener.accept() {
                 Ok((line, _)) => break line,
@@ -224,15 +198,8 @@ impl RunningMachine {
             }
         };
         line.set_nonblocking(false).expect("a line that waits");
-        line.set_read_timeout(Some(Duration::from_millis(500)))
-            .expect("a line that waits for a limited time");
-        RunningMachine {
-            child,
-            line: BufReader::new(line),
-            console,
-            folder,
-            deadline,
-        }
+        line.set_read_timeout(Some(Duration::from_millis(500))).expect("a line that waits for a limited time");
+        RunningMachine { child, line: BufReader::new(line), console, folder, deadline }
     }
 
     fn next(&mut self) -> Said {
@@ -255,26 +222,16 @@ impl RunningMachine {
             "RESULT" => {
                 let mut parts = rest.splitn(3, ' ');
                 let mut part = || parts.next().unwrap_or("").to_owned();
-                Said::Result {
-                    name: part(),
-                    ok: part() == "ok",
-                    detail: part(),
-                }
+                Said::Result { name: part(), ok: part() == "ok", detail: part() }
             }
             _ => panic!("the guest said {text:?}, which is no word of a job"),
         }
     }
 
     fn check_time(&self, what: &str) {
-        assert!(
-            Instant::now() < self.deadline,
-            "the machine did not {what} within {TIME_LIMIT:?}"
-        );
+        assert!(Instant::now() < self.deadline, "the machine did not {what} within {TIME_LIMIT:?}");
         // A kernel that has panicked says nothing more.
-        assert!(
-            !self.console_text().contains("Kernel panic"),
-            "the guest's kernel panicked"
-        );
+        assert!(!self.console_text().contains("Kernel panic"), "the guest's kernel panicked");
     }
 
     fn console_text(&self) -> String {
@@ -304,8 +261,5 @@ fn qemu_log(folder: &TempDir) -> String {
 }
 
 fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-    )
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }

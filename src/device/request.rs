@@ -292,5 +292,4 @@ const HEADER_BYTES: usize = 16;
 const RANGE_BYTES: usize = 16;
 
 #[cfg(test)]
-#[path = "request_tests.rs"]
 mod tests;

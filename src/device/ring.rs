@@ -52,14 +52,13 @@ impl Ring {
         &mut self,
         take: impl FnOnce(&GuestMemory, DescriptorChain<&GuestMemory>) -> R,
     ) -> Result<Option<R>, RingError> {
-        let memory = &*self.memory;
-        let mut available = self.queue.iter(memory)?;
-        match available.next() {
-            Some(chain) => Ok(Some(take(memory, chain))),
-            // The iterator hides a failed read; the index then still differs.
-            None if self.has_available()? => Err(RingError::Unreadable),
-            None => Ok(None),
+        if !self.has_available()? {
+            return Ok(None);
         }
+        let memory = &*self.memory;
+        // The iterator hides a failed read: it gives nothing although there is something.
+        let chain = self.queue.iter(memory)?.next().ok_or(RingError::Unreadable)?;
+        Ok(Some(take(memory, chain)))
     }
 
     /// Whether the driver has made something available that was not popped.

@@ -115,7 +115,12 @@ impl Region {
             return Err(refuse(info, "its address in the front end overflows"));
         }
         let size = usize::try_from(info.size).map_err(|error| refuse(info, error))?;
-        // Fails if the file is shorter than the region.
+        let metadata = file.metadata().map_err(|error| refuse(info, error))?;
+        let end = info.file_offset.checked_add(info.size);
+        // A device, such as /dev/dax, has no length to go by.
+        if end.is_none_or(|end| metadata.is_file() && end > metadata.len()) {
+            return Err(refuse(info, format!("its file ends at {:#x}", metadata.len())));
+        }
         let mapping = MmapRegion::<()>::from_file(FileOffset::new(file, info.file_offset), size)
             .map_err(|error| refuse(info, error))?;
         let guard = Guard::new(mapping.as_ptr().addr(), size).map_err(|error| refuse(info, error))?;

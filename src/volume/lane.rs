@@ -494,5 +494,4 @@ fn is_harmless(error: Errno) -> bool {
 const BUFFERED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 #[cfg(test)]
-#[path = "lane_tests.rs"]
 mod tests;

@@ -10,7 +10,8 @@
 
 pub mod attachment;
 mod error;
-pub mod holes;
+mod holes;
+pub mod image;
 pub mod lane;
 mod sectors;
 

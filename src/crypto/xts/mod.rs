@@ -17,11 +17,17 @@
 
 mod key;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod schedule;
+#[cfg(target_arch = "x86_64")]
+mod vaes512;
 
 use std::fmt;
 
 use crate::crypto::LockedError;
 use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+use vaes512::Vaes512;
 
 pub use key::{KEY_BYTES, XtsKey, XtsKeyError};
 
@@ -41,6 +47,8 @@ pub struct Xts {
 /// A way to compute XTS. They differ in speed and in what they ask of the CPU, in nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Implementation {
+    /// 32 blocks at a time in 512-bit registers. x86-64 with AVX-512, VAES and VPCLMULQDQ.
+    VaesAvx512,
     /// The `aes` crate, many blocks at a time: AES instructions where the CPU has them,
     /// constant-time software where it has none.
     Portable,
@@ -85,14 +93,21 @@ impl Xts {
     /// keys cannot be locked in memory.
     pub fn with_implementation(key: &XtsKey, implementation: Implementation) -> Result<Xts, XtsError> {
         let engine = match implementation {
-            Implementation::Portable => Engine::Portable(Portable::new(key)?),
+            #[cfg(target_arch = "x86_64")]
+            Implementation::VaesAvx512 => Vaes512::new(key)?.map(Engine::Vaes512),
+            #[cfg(not(target_arch = "x86_64"))]
+            Implementation::VaesAvx512 => None,
+            Implementation::Portable => Some(Engine::Portable(Portable::new(key)?)),
         };
+        let engine = engine.ok_or(XtsError::Unavailable(implementation))?;
         Ok(Xts { engine })
     }
 
     /// The implementation in use.
     pub fn implementation(&self) -> Implementation {
         match self.engine {
+            #[cfg(target_arch = "x86_64")]
+            Engine::Vaes512(_) => Implementation::VaesAvx512,
             Engine::Portable(_) => Implementation::Portable,
         }
     }
@@ -180,6 +195,8 @@ impl Xts {
         // SAFETY: the caller's promise about the memory, and the lengths asserted above.
         unsafe {
             match &self.engine {
+                #[cfg(target_arch = "x86_64")]
+                Engine::Vaes512(engine) => engine.apply(direction, src, dst, len, unit_size, first_unit),
                 Engine::Portable(engine) => engine.apply(direction, src, dst, len, unit_size, first_unit),
             }
         }
@@ -196,12 +213,17 @@ impl Implementation {
     /// What this CPU runs, fastest first. Never empty: [`Implementation::Portable`] is always
     /// there.
     pub fn available() -> &'static [Implementation] {
+        #[cfg(target_arch = "x86_64")]
+        if Vaes512::available() {
+            return &[Implementation::VaesAvx512, Implementation::Portable];
+        }
         &[Implementation::Portable]
     }
 
     /// A short name, for logs and benchmarks.
     pub fn name(self) -> &'static str {
         match self {
+            Implementation::VaesAvx512 => "vaes-avx512",
             Implementation::Portable => "portable",
         }
     }
@@ -223,8 +245,12 @@ impl fmt::Display for Direction {
 }
 
 enum Engine {
+    #[cfg(target_arch = "x86_64")]
+    Vaes512(Vaes512),
     Portable(Portable),
 }
 
+#[cfg(all(test, target_arch = "x86_64"))]
+mod residue;
 #[cfg(test)]
 mod tests;

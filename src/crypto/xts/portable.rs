@@ -22,7 +22,7 @@ impl Portable {
         let mut keys = Locked::new(Keys::blank())?;
         keys.expand(key);
         // The crate expands on the stack and returns by value.
-        zeroize_stack::<8192>();
+        zeroize_stack::<EXPAND_STACK_BYTES>();
         Ok(Portable { keys })
     }
 
@@ -33,6 +33,25 @@ impl Portable {
     /// As [`Xts::encrypt_raw`](super::Xts::encrypt_raw), and `len` is a multiple of `unit_size`,
     /// which is a multiple of 16.
     pub(super) unsafe fn apply(
+        &self,
+        direction: Direction,
+        src: *const u8,
+        dst: *mut u8,
+        len: usize,
+        unit_size: usize,
+        first_unit: u64,
+    ) {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { self.apply_within_frame(direction, src, dst, len, unit_size, first_unit) };
+        // The crate's vector code copies the round keys to the stack.
+        zeroize_stack::<APPLY_STACK_BYTES>();
+    }
+
+    /// # Safety
+    ///
+    /// As [`apply`](Portable::apply).
+    #[inline(never)]
+    unsafe fn apply_within_frame(
         &self,
         direction: Direction,
         src: *const u8,
@@ -187,6 +206,9 @@ const BATCH_BLOCKS: usize = 64;
 const TWEAKS_AHEAD: usize = 64;
 /// What the crate interleaves on a CPU with plain AES instructions.
 const TWEAKS_GROUP: usize = 8;
+/// Stack that the crate's key expansion, and its encryption with our own frame, may use.
+const EXPAND_STACK_BYTES: usize = 8 * 1024;
+const APPLY_STACK_BYTES: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -123,6 +123,28 @@ fn the_default_is_the_first_available() {
 }
 
 #[test]
+fn implementations_have_short_names() {
+    assert_eq!(Implementation::VaesAvx512.to_string(), "vaes-avx512");
+    assert_eq!(Implementation::Portable.to_string(), "portable");
+    assert_eq!(format!("{:>12}", Implementation::Portable), "    portable");
+    assert_eq!(Direction::Decrypt.to_string(), "decrypt");
+}
+
+#[test]
+fn what_is_not_available_is_refused_by_name() {
+    let key = key_from_seed(4);
+    for implementation in [Implementation::VaesAvx512, Implementation::Portable] {
+        let made = Xts::with_implementation(&key, implementation);
+        if Implementation::available().contains(&implementation) {
+            assert_eq!(made.unwrap().implementation(), implementation);
+        } else {
+            let text = made.unwrap_err().to_string();
+            assert!(text.contains(implementation.name()), "{text}");
+        }
+    }
+}
+
+#[test]
 fn debug_prints_the_implementation_and_no_key() {
     let xts = Xts::with_implementation(&key_from_seed(3), Implementation::Portable).unwrap();
     assert_eq!(format!("{xts:?}"), "Xts(portable, [redacted])");
