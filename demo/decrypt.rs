@@ -2,7 +2,7 @@
 //! format, that the data file is nothing but AES-256-XTS with the unit's index as the tweak.
 //!
 //! Usage: `decrypt MANIFEST DATA SECTOR_SIZE MARKER`. Prints the byte at which the decrypted disk
-//! holds the marker; ends with status 1 when it does not.
+//! holds the marker. Exit status as of `grep`: 0 found, 1 not found, 2 trouble.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -15,20 +15,28 @@ use openssl::cipher_ctx::CipherCtx;
 
 const CHUNK_BYTES: usize = 1 << 20;
 
-fn main() -> Result<ExitCode, Box<dyn Error>> {
+fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [manifest, data, sector_size, marker] = arguments.as_slice() else {
+    match find(&arguments) {
+        Ok(Some(offset)) => {
+            println!("{offset}");
+            ExitCode::SUCCESS
+        }
+        Ok(None) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("decrypt: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn find(arguments: &[String]) -> Result<Option<u64>, Box<dyn Error>> {
+    let [manifest, data, sector_size, marker] = arguments else {
         return Err("usage: decrypt MANIFEST DATA SECTOR_SIZE MARKER".into());
     };
     let key = volume_key(&fs::read_to_string(manifest)?).ok_or("the manifest has no key of 64 bytes")?;
     let mut disk = Disk::new(&key, sector_size.parse()?, File::open(data)?)?;
-    match disk.find(marker.as_bytes())? {
-        Some(offset) => {
-            println!("{offset}");
-            Ok(ExitCode::SUCCESS)
-        }
-        None => Ok(ExitCode::FAILURE),
-    }
+    disk.find(marker.as_bytes())
 }
 
 /// The one `key` of 64 bytes. The manifest may also hold the namespace's key, which has 32.

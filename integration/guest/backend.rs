@@ -1,7 +1,8 @@
 //! The disk under test: a volume, and the `sealblk serve` that serves it.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,12 +25,12 @@ impl Disk {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the volume");
         let disk = Disk { folder };
         let manifest = run(sealblk().args(["key", "generate"]));
-        fs::OpenOptions::new()
+        OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(disk.manifest())
-            .and_then(|mut file| std::io::Write::write_all(&mut file, manifest.as_bytes()))
+            .and_then(|mut file| file.write_all(manifest.as_bytes()))
             .expect("the key is kept");
         run(sealblk()
             .args(["volume", "create"])
@@ -95,6 +96,7 @@ impl Backend {
         // Not in the target folder, whose path may be longer than a socket address holds.
         let folder = tempfile::tempdir().expect("a folder for the socket");
         let socket = folder.path().join("disk");
+        let log = fs::File::create(folder.path().join("log")).expect("a log for sealblk serve");
         let child = sealblk()
             .arg("serve")
             .arg(disk.volume())
@@ -104,6 +106,7 @@ impl Backend {
             .args(["--engine", engine.argument()])
             .args(arguments)
             .stdin(Stdio::null())
+            .stderr(log)
             .spawn()
             .expect("sealblk serve starts");
         let mut backend = Backend { child, folder };
@@ -160,6 +163,10 @@ impl Drop for Backend {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if thread::panicking() {
+            let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            eprintln!("--- sealblk serve ---\n{log}");
+        }
     }
 }
 
