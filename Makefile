@@ -30,7 +30,7 @@ doc: packages
 audit: $(CARGO_DENY)
 	$(CARGO_DENY) check bans licenses sources
 	@if $(CARGO_DENY) fetch db; then \
-		$(CARGO_DENY) check --disable-fetch advisories; \
+		$(CARGO_DENY) check advisories; \
 	else \
 		echo "audit: the advisory database cannot be reached; known vulnerabilities were NOT checked"; \
 	fi
