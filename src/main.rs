@@ -1,4 +1,5 @@
 //! The `sealblk` command.
+
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    sealblk::cli::run()
 }

@@ -1,1 +1,110 @@
 //! The command line: one file a subcommand, no logic of its own.
+//!
+//! Exit status 0 means done, 1 that the work failed, 2 wrong usage. A failure is one line on
+//! standard error: what failed, on which object, and what to do.
+
+mod benchmark;
+mod error;
+mod key;
+mod key_args;
+mod output;
+mod serve;
+mod size;
+mod volume;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+pub use error::CliError;
+pub use key_args::KeyArgs;
+
+/// Encrypted disks for virtual machines, served over vhost-user.
+#[derive(Parser)]
+#[command(name = "sealblk", version, arg_required_else_help = false)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make keys
+    #[command(subcommand, arg_required_else_help = false)]
+    Key(key::KeyCommand),
+    /// Make, examine, fill and read volumes
+    #[command(subcommand, arg_required_else_help = false)]
+    Volume(volume::VolumeCommand),
+    /// Serve a volume to virtual machines over vhost-user
+    Serve(serve::ServeArgs),
+    /// Measure how fast this machine encrypts
+    Benchmark(benchmark::BenchmarkArgs),
+}
+
+/// Runs the command of this process's arguments.
+pub fn run() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    match protected() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sealblk: {}", one_line(&error.to_string()));
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+/// Nothing that could touch a key happens before the process is protected.
+fn protected() -> Result<(), CliError> {
+    crate::keys::process::protect().map_err(CliError::Protect)?;
+    match Cli::try_parse() {
+        Ok(cli) => match cli.command {
+            Command::Key(command) => key::run(command),
+            Command::Volume(command) => volume::run(command),
+            Command::Serve(args) => serve::run(&args),
+            Command::Benchmark(args) => benchmark::run(&args),
+        },
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            error.print().map_err(CliError::Output)
+        }
+        Err(error) => Err(CliError::Usage(usage_sentence(&error.render().to_string()))),
+    }
+}
+
+/// The part of the parser's message that says what is wrong, without the usage that follows it.
+fn usage_sentence(message: &str) -> String {
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    one_line(message.split("\n\n").next().unwrap_or_default())
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn usage_errors_are_one_sentence() {
+        for arguments in [
+            &["sealblk"][..],
+            &["sealblk", "volume"],
+            &["sealblk", "volume", "create", "d"],
+            &["sealblk", "volume", "create", "d", "--size", "1X", "--no-encryption"],
+            &["sealblk", "nonsense"],
+        ] {
+            let error = Cli::try_parse_from(arguments).err().unwrap();
+            let sentence = usage_sentence(&error.render().to_string());
+            assert!(sentence.len() > 10, "{arguments:?}: {sentence}");
+            assert!(!sentence.contains("Usage") && !sentence.starts_with("error"), "{sentence}");
+        }
+    }
+}

@@ -1,1 +1,119 @@
-//! Where keys come from.
+//! Where keys come from: a source named on the command line, opened into an [`XtsKey`].
+//!
+//! A source is a file with a Kubernetes Secret manifest in the format of StorageOS
+//! ([`secret`]), or with the 64 raw bytes of a key. What is read passes only through memory that is
+//! wiped when it is freed ([`wiping`]) and ends in one copy, in the locked pages of the [`XtsKey`].
+//!
+//! Invariant: no error and no log line of this room contains a byte of a key, encoded or not. Errors
+//! name the file, the Secret and the field, and say what to do.
+
+mod error;
+pub mod generate;
+pub mod manifest;
+pub mod process;
+pub mod secret;
+pub mod wiping;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use zeroize::Zeroizing;
+
+use crate::crypto::xts::XtsKey;
+
+pub use error::{KeyError, Origin, SourceError};
+pub use secret::NamespaceKey;
+
+/// Where a key is to be read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// `file:PATH`: a Secret manifest in YAML or JSON, or the raw bytes.
+    File(PathBuf),
+}
+
+impl Source {
+    /// Reads the volume key. A Secret that holds the key only wrapped needs `namespace_key`; one that
+    /// holds it in the clear is checked against the namespace key when it is given.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`] when the source cannot be read or does not hold one good key.
+    pub fn load(&self, namespace_key: Option<&NamespaceKey>) -> Result<XtsKey, KeyError> {
+        let _wiping = wiping::Wiping::start();
+        let Source::File(path) = self;
+        let content = read(path)?;
+        if content.len() == secret::VOLUME_KEY_BYTES {
+            return secret::xts_key(&content, || Origin::raw(path));
+        }
+        let secrets = manifest::parse(path, &content, secret::VOLUME_KEY_BYTES)?;
+        secret::open_volume_key(&secret::pick_volume_secret(path, secrets)?, namespace_key)
+    }
+
+    /// Reads a namespace key, which opens wrapped volume keys.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`] when the source cannot be read or does not hold one good key.
+    pub fn load_namespace_key(&self) -> Result<NamespaceKey, KeyError> {
+        let _wiping = wiping::Wiping::start();
+        let Source::File(path) = self;
+        let content = read(path)?;
+        if content.len() == secret::NAMESPACE_KEY_BYTES {
+            return NamespaceKey::new(&content);
+        }
+        let secrets = manifest::parse(path, &content, secret::NAMESPACE_KEY_BYTES)?;
+        secret::open_namespace_key(&secret::pick_namespace_secret(path, secrets)?)
+    }
+}
+
+impl FromStr for Source {
+    type Err = SourceError;
+
+    fn from_str(text: &str) -> Result<Source, SourceError> {
+        match text.split_once(':') {
+            Some(("file", "")) => Err(SourceError::NoPath),
+            Some(("file", path)) => Ok(Source::File(path.into())),
+            _ => Err(SourceError::UnknownScheme),
+        }
+    }
+}
+
+/// Reads a whole key file into memory that is wiped when it is freed.
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let failed = |source: io::Error| KeyError::Read { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.permissions().mode();
+    if mode & OTHERS_MAY_READ != 0 {
+        log::warn!(
+            "key file {} can be read by every user of this machine: take that away with `chmod o-rwx`",
+            path.display()
+        );
+    }
+    // One buffer that never grows: growing would leave copies behind.
+    let mut content = Zeroizing::new(vec![0; FILE_BYTES_MAX + 1]);
+    let mut length = 0;
+    while length < content.len() {
+        match file.read(&mut content[length..]) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    if length > FILE_BYTES_MAX {
+        return Err(KeyError::TooLarge { path: path.to_owned() });
+    }
+    content.truncate(length);
+    Ok(content)
+}
+
+/// Kubernetes' own limit for a Secret is 1 MiB.
+const FILE_BYTES_MAX: usize = 2 << 20;
+
+const OTHERS_MAY_READ: u32 = 0o004;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,297 @@
+//! The engine that works everywhere: a pool of threads that call `preadv2`, `pwritev2`,
+//! `fdatasync` and `fallocate`.
+//!
+//! One pool serves all queues of a volume. Each queue has its own list of completions and an
+//! eventfd that says that the list is not empty; the pool never touches a queue in any other way.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use super::file::BlockFile;
+use super::segments::Segment;
+use super::{Completion, Engine, Errno, Operation, WAKERS_MAX};
+
+/// Threads that carry out operations on one file.
+pub struct ThreadPool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    file: Arc<BlockFile>,
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    stopping: bool,
+}
+
+struct Job {
+    operation: Operation,
+    segments: Vec<Segment>,
+    token: u64,
+    outbox: Arc<Outbox>,
+}
+
+/// Where finished operations of one engine wait for its thread.
+struct Outbox {
+    done: Mutex<Vec<(Completion, Vec<Segment>)>>,
+    event: OwnedFd,
+}
+
+impl ThreadPool {
+    /// Starts the threads.
+    pub fn new(file: Arc<BlockFile>) -> io::Result<Self> {
+        let shared = Arc::new(Shared { file, state: Mutex::default(), work: Condvar::new() });
+        let mut pool = Self { shared: shared.clone(), threads: Vec::new() };
+        for index in 0..THREADS {
+            let shared = shared.clone();
+            let thread = thread::Builder::new().name(format!("io-{index}")).spawn(move || shared.run())?;
+            pool.threads.push(thread);
+        }
+        Ok(pool)
+    }
+
+    /// An engine that passes its operations to this pool.
+    pub fn engine(&self) -> io::Result<ThreadEngine> {
+        // SAFETY: eventfd makes a new descriptor or fails; on success this is its only owner.
+        let event = unsafe {
+            let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        Ok(ThreadEngine {
+            shared: self.shared.clone(),
+            outbox: Arc::new(Outbox { done: Mutex::default(), event }),
+            pending: Vec::new(),
+            spare: Vec::new(),
+            in_flight: 0,
+        })
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        lock(&self.shared.state).stopping = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // A panic in a pool thread has been printed already; there is nothing left to undo.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        loop {
+            let mut state = lock(&self.state);
+            let job = loop {
+                if let Some(job) = state.jobs.pop_front() {
+                    break job;
+                }
+                if state.stopping {
+                    return;
+                }
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            };
+            drop(state);
+            // SAFETY: whoever submitted the job keeps its segments valid until it is reaped, which
+            // cannot be before `finish`.
+            let result = unsafe { perform(&self.file, job.operation, &job.segments) };
+            job.outbox.finish(Completion { token: job.token, result }, job.segments);
+        }
+    }
+}
+
+impl Outbox {
+    fn finish(&self, completion: Completion, segments: Vec<Segment>) {
+        let mut done = lock(&self.done);
+        done.push((completion, segments));
+        if done.len() == 1 {
+            let one = 1u64.to_ne_bytes();
+            // SAFETY: writes eight bytes from a live array. It cannot fail in a way that matters:
+            // the counter is far from full, and a full counter is readable all the same.
+            unsafe { libc::write(self.event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        }
+    }
+
+    fn collect(&self) -> Vec<(Completion, Vec<Segment>)> {
+        let mut done = lock(&self.done);
+        if !done.is_empty() {
+            let mut counter = [0u8; 8];
+            // SAFETY: reads at most eight bytes into a live array; empty is EAGAIN, which is fine.
+            unsafe { libc::read(self.event.as_raw_fd(), counter.as_mut_ptr().cast(), counter.len()) };
+        }
+        mem::take(&mut *done)
+    }
+}
+
+/// One queue's access to the pool.
+pub struct ThreadEngine {
+    shared: Arc<Shared>,
+    outbox: Arc<Outbox>,
+    pending: Vec<Job>,
+    spare: Vec<Vec<Segment>>,
+    in_flight: usize,
+}
+
+impl ThreadEngine {
+    fn hand_over(&mut self) {
+        let count = self.pending.len();
+        if count == 0 {
+            return;
+        }
+        lock(&self.shared.state).jobs.extend(self.pending.drain(..));
+        if count == 1 {
+            self.shared.work.notify_one();
+        } else {
+            self.shared.work.notify_all();
+        }
+    }
+}
+
+impl Drop for ThreadEngine {
+    /// Waits for the operations in flight: the pool still has the addresses of their memory.
+    fn drop(&mut self) {
+        let mut completions = Vec::new();
+        while self.in_flight > 0 {
+            if self.wait(&[]).and_then(|()| self.drive(&mut completions)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Engine for ThreadEngine {
+    unsafe fn submit(&mut self, operation: Operation, segments: &[Segment], token: u64) {
+        let mut copy = self.spare.pop().unwrap_or_default();
+        copy.extend_from_slice(segments);
+        self.pending.push(Job { operation, segments: copy, token, outbox: self.outbox.clone() });
+        self.in_flight += 1;
+    }
+
+    fn drive(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
+        self.hand_over();
+        for (completion, mut segments) in self.outbox.collect() {
+            segments.clear();
+            self.spare.push(segments);
+            self.in_flight -= 1;
+            completions.push(completion);
+        }
+        Ok(())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    fn wait(&mut self, wakers: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.hand_over();
+        let mut watched = [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; WAKERS_MAX + 1];
+        watched[WAKERS_MAX].fd = self.outbox.event.as_raw_fd();
+        for (entry, waker) in watched.iter_mut().zip(wakers) {
+            entry.fd = waker.as_raw_fd();
+        }
+        // SAFETY: the array is live and its length is given; entries of -1 are passed over.
+        match unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, -1) } {
+            0.. => Ok(()),
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+                error => Err(error),
+            },
+        }
+    }
+}
+
+/// Carries out one operation, whole.
+///
+/// # Safety
+///
+/// The segments must be valid, for writing if the operation is a read.
+unsafe fn perform(file: &BlockFile, operation: Operation, segments: &[Segment]) -> Result<(), Errno> {
+    let fd = file.as_raw_fd();
+    match operation {
+        Operation::Read { offset } => transfer(segments, offset, |vector, offset| {
+            // SAFETY: the segments have the layout of iovec and are writable, says the caller.
+            unsafe { libc::preadv2(fd, vector.as_ptr().cast(), vector.len() as i32, offset, 0) }
+        }),
+        Operation::Write { offset, durable } => {
+            let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            transfer(segments, offset, |vector, offset| {
+                // SAFETY: the segments have the layout of iovec and are readable, says the caller.
+                unsafe { libc::pwritev2(fd, vector.as_ptr().cast(), vector.len() as i32, offset, flags) }
+            })
+        }
+        // SAFETY: no memory is involved.
+        Operation::Sync => retry(|| unsafe { libc::fdatasync(fd) } as isize).map(|_| ()),
+        Operation::Zero { offset, len, method } => {
+            // SAFETY: no memory is involved.
+            retry(|| unsafe { libc::fallocate(fd, method.fallocate_mode(), offset as i64, len as i64) } as isize)
+                .map(|_| ())
+        }
+    }
+}
+
+/// Repeats a vectored call until all segments are done.
+fn transfer(segments: &[Segment], offset: u64, mut call: impl FnMut(&[Segment], i64) -> isize) -> Result<(), Errno> {
+    let mut rest = segments.to_vec();
+    let mut first = 0;
+    let mut offset = offset as i64;
+    loop {
+        while rest.get(first).is_some_and(|segment| segment.len == 0) {
+            first += 1;
+        }
+        if first == rest.len() {
+            return Ok(());
+        }
+        let moved = retry(|| call(&rest[first..], offset))?;
+        if moved == 0 {
+            // The end of the file, inside the volume: the file was cut while it was in use.
+            return Err(Errno(libc::EIO));
+        }
+        offset += moved as i64;
+        skip(&mut rest, &mut first, moved);
+    }
+}
+
+/// Takes `moved` bytes off the front of `rest[first..]`.
+pub(super) fn skip(rest: &mut [Segment], first: &mut usize, mut moved: usize) {
+    while moved > 0 {
+        let segment = &mut rest[*first];
+        let step = segment.len.min(moved);
+        segment.base = segment.base.wrapping_add(step);
+        segment.len -= step;
+        moved -= step;
+        if segment.len == 0 {
+            *first += 1;
+        }
+    }
+}
+
+fn retry(mut call: impl FnMut() -> isize) -> Result<usize, Errno> {
+    loop {
+        let result = call();
+        if result >= 0 {
+            return Ok(result as usize);
+        }
+        match Errno::last() {
+            Errno(libc::EINTR) => {}
+            error => return Err(error),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const THREADS: usize = 8;

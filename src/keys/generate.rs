@@ -1,0 +1,201 @@
+//! New keys, as Secret manifests ready for `kubectl apply`.
+//!
+//! The text holds keys in the clear (base64 is not a cover), so it is kept in wiped memory and meant
+//! for a file that only its owner may read, or for a pipe.
+
+use std::fmt::Write;
+use std::str::FromStr;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::error::KeyError;
+use super::secret::{self, NamespaceKey};
+use super::wiping::Wiping;
+use crate::crypto::xts::{XtsKey, XtsKeyError};
+
+/// What to make.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// The namespace the Secrets go to; without one `kubectl` decides.
+    pub namespace: Option<Namespace>,
+    /// The claim that the volume key is for, recorded as a label.
+    pub pvc: Option<Pvc>,
+    /// The namespace's key. Without one a fresh one is made and is part of the manifest.
+    pub namespace_key: Option<NamespaceKey>,
+    /// Whether to leave the clear key out, so that the volume's Secret alone reveals nothing.
+    pub wrapped_only: bool,
+}
+
+/// Makes a volume key and returns its manifest in YAML, followed by the one of the namespace key if
+/// that was made too.
+///
+/// # Errors
+///
+/// [`KeyError::Random`] and [`KeyError::Memory`].
+pub fn generate(request: &Request) -> Result<Zeroizing<String>, KeyError> {
+    let _wiping = Wiping::start();
+    let key = XtsKey::generate().map_err(|error| match error {
+        XtsKeyError::Memory(error) => KeyError::Memory(error),
+        XtsKeyError::Random(error) => KeyError::Random(error),
+        // 64 bytes are 64 bytes, and halves of 256 random bits are equal only where the random
+        // number generator is broken.
+        XtsKeyError::Length(_) | XtsKeyError::EqualHalves => KeyError::Random(getrandom::Error::UNEXPECTED),
+    })?;
+    let fresh = match request.namespace_key {
+        Some(_) => None,
+        None => Some(NamespaceKey::generate()?),
+    };
+    let namespace_key = request.namespace_key.as_ref().or(fresh.as_ref()).expect("one or the other");
+    let wrapping = secret::wrap(&key, namespace_key)?;
+
+    let mut text = Zeroizing::new(String::with_capacity(TEXT_BYTES));
+    let name = format!("storageos-volume-key-{}", Uuid::new_v4());
+    write_head(&mut text, &name, "volume-key", request, request.pvc.as_ref());
+    if !request.wrapped_only {
+        write_field(&mut text, "key", key.bytes());
+    }
+    write_field(&mut text, "iv", &wrapping.iv);
+    write_field(&mut text, "vuk", &wrapping.vuk);
+    write_field(&mut text, "hmac", &wrapping.hmac);
+    if let Some(fresh) = &fresh {
+        text.push_str("---\n");
+        write_head(&mut text, NAMESPACE_KEY_NAME, "namespace-key", request, None);
+        write_field(&mut text, "key", fresh.bytes());
+    }
+    Ok(text)
+}
+
+/// Name of a namespace: a DNS label (RFC 1123).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace(String);
+
+impl FromStr for Namespace {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Namespace, NameError> {
+        if is_name(text, false) { Ok(Namespace(text.to_owned())) } else { Err(NameError::Namespace) }
+    }
+}
+
+/// Name of a persistent volume claim, as far as it fits a label's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pvc(String);
+
+impl FromStr for Pvc {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Pvc, NameError> {
+        if is_name(text, true) { Ok(Pvc(text.to_owned())) } else { Err(NameError::Pvc) }
+    }
+}
+
+/// A name that Kubernetes would not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Not the name of a namespace.
+    #[error(
+        "not the name of a namespace: use 1 to 63 lower-case letters, digits and `-`, with a letter or digit at both ends"
+    )]
+    Namespace,
+    /// Not the name of a claim.
+    #[error(
+        "not the name of a claim that a label can carry: use 1 to 63 lower-case letters, digits, `-` and `.`, with a letter or digit at both ends"
+    )]
+    Pvc,
+}
+
+fn is_name(text: &str, dots: bool) -> bool {
+    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (1..=NAME_LENGTH_MAX).contains(&text.len())
+        && text.chars().all(|c| alphanumeric(c) || c == '-' || (dots && c == '.'))
+        && text.starts_with(alphanumeric)
+        && text.ends_with(alphanumeric)
+}
+
+fn write_head(text: &mut String, name: &str, component: &str, request: &Request, pvc: Option<&Pvc>) {
+    text.push_str("apiVersion: v1\nkind: Secret\nmetadata:\n");
+    let _ = writeln!(text, "  name: {name}");
+    // In quotes, because names such as `1234` or `true` are not text without.
+    if let Some(Namespace(namespace)) = &request.namespace {
+        let _ = writeln!(text, "  namespace: \"{namespace}\"");
+    }
+    let _ = writeln!(text, "  labels:\n    app.kubernetes.io/component: {component}");
+    text.push_str("    app.kubernetes.io/managed-by: sealblk\n    app.kubernetes.io/name: sealblk\n");
+    if let Some(Pvc(pvc)) = pvc {
+        let _ = writeln!(text, "    storageos.com/pvc: \"{pvc}\"");
+    }
+    text.push_str("type: Opaque\ndata:\n");
+}
+
+fn write_field(text: &mut String, field: &str, bytes: &[u8]) {
+    let _ = write!(text, "  {field}: ");
+    STANDARD.encode_string(bytes, text);
+    text.push('\n');
+}
+
+const NAMESPACE_KEY_NAME: &str = "storageos-namespace-key";
+const NAME_LENGTH_MAX: usize = 63;
+
+/// More than two manifests take, so that the text never moves while it grows.
+const TEXT_BYTES: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manifest_has_names_labels_and_fields() {
+        let request = Request {
+            namespace: Some("vms".parse().unwrap()),
+            pvc: Some("1234".parse().unwrap()),
+            ..Request::default()
+        };
+        let text = generate(&request).unwrap();
+        let documents: Vec<&str> = text.split("---\n").collect();
+        assert_eq!(documents.len(), 2);
+
+        let volume: serde_json::Value = serde_norway::from_str(documents[0]).unwrap();
+        let name = volume["metadata"]["name"].as_str().unwrap();
+        let id = Uuid::parse_str(name.strip_prefix("storageos-volume-key-").unwrap()).unwrap();
+        assert_eq!(id.get_version_num(), 4);
+        assert_eq!(volume["apiVersion"], "v1");
+        assert_eq!(volume["kind"], "Secret");
+        assert_eq!(volume["metadata"]["namespace"], "vms");
+        assert_eq!(volume["metadata"]["labels"]["storageos.com/pvc"], "1234");
+        assert_eq!(volume["metadata"]["labels"]["app.kubernetes.io/managed-by"], "sealblk");
+        let bytes = |value: &serde_json::Value| STANDARD.decode(value.as_str().unwrap()).unwrap().len();
+        let lengths = ["key", "iv", "vuk", "hmac"].map(|field| bytes(&volume["data"][field]));
+        assert_eq!(lengths, [64, 32, 80, 32]);
+
+        let namespace: serde_json::Value = serde_norway::from_str(documents[1]).unwrap();
+        assert_eq!(namespace["metadata"]["name"], "storageos-namespace-key");
+        assert_eq!(namespace["metadata"]["namespace"], "vms");
+        assert_eq!(bytes(&namespace["data"]["key"]), 32);
+        assert!(text.len() <= TEXT_BYTES, "{} bytes: the text has moved", text.len());
+    }
+
+    #[test]
+    fn a_wrapped_only_secret_has_no_clear_key() {
+        let namespace_key = Some(NamespaceKey::generate().unwrap());
+        let text = generate(&Request { namespace_key, wrapped_only: true, ..Request::default() }).unwrap();
+        let volume: serde_json::Value = serde_norway::from_str(&text).unwrap();
+        assert!(volume["data"]["key"].is_null());
+        assert!(volume["data"]["vuk"].is_string());
+        assert!(!text.contains("storageos-namespace-key"));
+    }
+
+    #[test]
+    fn names_that_kubernetes_refuses_are_refused() {
+        let long = "a".repeat(64);
+        for name in ["", "-a", "a-", "A", "a_b", "a b", "a\nb", "a\"b", "ä", &long] {
+            assert_eq!(name.parse::<Namespace>(), Err(NameError::Namespace), "{name:?}");
+            assert_eq!(name.parse::<Pvc>(), Err(NameError::Pvc), "{name:?}");
+        }
+        assert!("a.b".parse::<Namespace>().is_err());
+        assert!("a.b".parse::<Pvc>().is_ok());
+        assert!("a-1".parse::<Namespace>().is_ok());
+    }
+}
