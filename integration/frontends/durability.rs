@@ -40,12 +40,7 @@ impl Disk {
         let device = LoopDevice::attach(folder.path(), 128 << 20, 512);
         let mount = Mount::ext4(device, folder.path());
         let volume = Volume::create_in(&mount.path, configuration, SIZE);
-        Self {
-            served: Served::start(&volume),
-            volume,
-            mount,
-            _folder: folder,
-        }
+        Self { served: Served::start(&volume), volume, mount, _folder: folder }
     }
 
     fn flushes(&self) -> u64 {
@@ -118,9 +113,5 @@ fn assert_cached(disk: &Disk, guest: &mut Guest) {
         guest.write(index % 16 * 4096, &pattern(index, 4096));
     }
     let flushed = disk.flushes() - before;
-    assert!(
-        flushed < WRITES,
-        "{flushed} flushes in {} writes",
-        4 * WRITES
-    );
+    assert!(flushed < WRITES, "{flushed} flushes in {} writes", 4 * WRITES);
 }

@@ -4,9 +4,7 @@
 use crate::support::configuration::Configuration;
 use crate::support::guest::{Guest, Options};
 use crate::support::pattern::{next, pattern};
-use crate::support::request::{
-    DISCARD, GET_ID, HEADER, Layout, OK, Request, UNTOUCHED, WRITE_ZEROES, segments,
-};
+use crate::support::request::{DISCARD, GET_ID, HEADER, Layout, OK, Request, UNTOUCHED, WRITE_ZEROES, segments};
 use crate::support::ring::{Descriptor, WRITE};
 use crate::support::served::Served;
 use crate::support::volume::Volume;
@@ -29,10 +27,7 @@ under_every_configuration!(
 fn assert_written_in(guest: &mut Guest, layouts: &[Layout]) {
     for (seed, layout) in (100..).zip(layouts) {
         for indirect in [false, true] {
-            let layout = Layout {
-                indirect,
-                ..layout.clone()
-            };
+            let layout = Layout { indirect, ..layout.clone() };
             let data = pattern(seed * 2 + u64::from(indirect), LENGTH);
             let reply = guest.call_in(0, &Request::write(0, &data), &layout);
             assert_eq!((reply.status, reply.used_length), (OK, 1), "{layout:?}");
@@ -47,10 +42,7 @@ fn assert_read_in(guest: &mut Guest, layouts: &[Layout]) {
         let data = pattern(seed, LENGTH);
         guest.write(0, &data);
         for indirect in [false, true] {
-            let layout = Layout {
-                indirect,
-                ..layout.clone()
-            };
+            let layout = Layout { indirect, ..layout.clone() };
             let reply = guest.call_in(0, &Request::read(0, LENGTH), &layout);
             assert_eq!(reply.status, OK, "{layout:?}");
             assert_eq!(reply.used_length as usize, LENGTH + 1, "{layout:?}");
@@ -60,21 +52,11 @@ fn assert_read_in(guest: &mut Guest, layouts: &[Layout]) {
 }
 
 fn writing(readable: &[usize], skew: u64) -> Layout {
-    Layout {
-        readable: readable.to_vec(),
-        writable: vec![1],
-        indirect: false,
-        skew,
-    }
+    Layout { readable: readable.to_vec(), writable: vec![1], indirect: false, skew }
 }
 
 fn reading(writable: &[usize], skew: u64) -> Layout {
-    Layout {
-        readable: vec![HEADER],
-        writable: writable.to_vec(),
-        indirect: false,
-        skew,
-    }
+    Layout { readable: vec![HEADER], writable: writable.to_vec(), indirect: false, skew }
 }
 
 fn header_may_be_cut_anywhere(configuration: Configuration) {
@@ -143,15 +125,9 @@ fn data_may_be_cut_anywhere(configuration: Configuration) {
         &ones_and_rest,
     ];
     for skew in [0, 1, 16] {
-        let write: Vec<_> = cuts
-            .iter()
-            .map(|cut| writing(&[&[HEADER], *cut].concat(), skew))
-            .collect();
+        let write: Vec<_> = cuts.iter().map(|cut| writing(&[&[HEADER], *cut].concat(), skew)).collect();
         assert_written_in(&mut guest, &write);
-        let read: Vec<_> = cuts
-            .iter()
-            .map(|cut| reading(&[*cut, &[1]].concat(), skew))
-            .collect();
+        let read: Vec<_> = cuts.iter().map(|cut| reading(&[*cut, &[1]].concat(), skew)).collect();
         assert_read_in(&mut guest, &read);
     }
 }
@@ -224,15 +200,9 @@ fn write_through_both(guest: &mut Guest, data: &[u8], flag: u16) {
     guest.memory.write(buffer, data);
     let status = guest.memory.allocate(1, 1);
     guest.memory.write(status, &[UNTOUCHED]);
-    let table = guest.indirect_table(&[
-        Descriptor::readable(buffer + 512, LENGTH as u32 - 512),
-        Descriptor::writable(status, 1),
-    ]);
-    let chain = [
-        Descriptor::readable(header, HEADER as u32),
-        Descriptor::readable(buffer, 512),
-        table.with(flag, 0),
-    ];
+    let table = guest
+        .indirect_table(&[Descriptor::readable(buffer + 512, LENGTH as u32 - 512), Descriptor::writable(status, 1)]);
+    let chain = [Descriptor::readable(header, HEADER as u32), Descriptor::readable(buffer, 512), table.with(flag, 0)];
     let head = guest.rings[0].add(&guest.memory, &chain).expect("room");
     guest.kick(0);
     let used = guest.rings[0].wait(&guest.memory);
@@ -246,26 +216,13 @@ fn small_requests_may_be_cut_anywhere(configuration: Configuration) {
     let volume = Volume::create(configuration, SIZE);
     let served = Served::start_with(&volume, &["--serial", "cut-into-pieces"]);
     let mut guest = served.guest();
-    let request = Request {
-        in_length: 20,
-        ..Request::bare(GET_ID, 0)
-    };
-    let layout = Layout {
-        readable: vec![7, 9],
-        writable: vec![3, 3, 3, 12],
-        indirect: false,
-        skew: 1,
-    };
+    let request = Request { in_length: 20, ..Request::bare(GET_ID, 0) };
+    let layout = Layout { readable: vec![7, 9], writable: vec![3, 3, 3, 12], indirect: false, skew: 1 };
     let reply = guest.call_in(0, &request, &layout);
     assert_eq!((reply.status, reply.used_length), (OK, 21));
     assert_eq!(&reply.data, b"cut-into-pieces\0\0\0\0\0");
 
-    let layout = Layout {
-        readable: vec![1; HEADER],
-        writable: vec![1],
-        indirect: true,
-        skew: 3,
-    };
+    let layout = Layout { readable: vec![1; HEADER], writable: vec![1], indirect: true, skew: 3 };
     let reply = guest.call_in(0, &Request::flush(), &layout);
     assert_eq!((reply.status, reply.used_length), (OK, 1));
 
@@ -274,18 +231,8 @@ fn small_requests_may_be_cut_anywhere(configuration: Configuration) {
         let data = pattern(13, 16 * configuration.sector_size as usize);
         guest.write(0, &data);
         let list = segments(&[(0, block, 0), (u64::from(block) * 2, block * 2, 0)]);
-        for readable in [
-            vec![HEADER + 32],
-            vec![HEADER + 5, 27],
-            vec![HEADER, 16, 16],
-            vec![HEADER, 9, 14, 9],
-        ] {
-            let layout = Layout {
-                readable,
-                writable: vec![1],
-                indirect: false,
-                skew: 1,
-            };
+        for readable in [vec![HEADER + 32], vec![HEADER + 5, 27], vec![HEADER, 16, 16], vec![HEADER, 9, 14, 9]] {
+            let layout = Layout { readable, writable: vec![1], indirect: false, skew: 1 };
             let reply = guest.call_in(0, &Request::ranges(kind, &list), &layout);
             assert_eq!((reply.status, reply.used_length), (OK, 1), "{layout:?}");
         }
@@ -306,12 +253,7 @@ fn longest_chain_of_a_queue_works(configuration: Configuration) {
     let mut pieces = vec![1; 62];
     pieces.push(HEADER + LENGTH - 62);
     for indirect in [false, true] {
-        let layout = Layout {
-            readable: pieces.clone(),
-            writable: vec![1],
-            indirect,
-            skew: 0,
-        };
+        let layout = Layout { readable: pieces.clone(), writable: vec![1], indirect, skew: 0 };
         let reply = guest.call_in(0, &Request::write(0, &data), &layout);
         assert_eq!(reply.status, OK);
         assert!(guest.read(0, LENGTH) == data);

@@ -50,11 +50,7 @@ impl Library {
         let queues = driver.start().expect("starting").queues;
         let region = driver.alloc_mem_region(4 << 20).expect("memory");
         driver.map_mem_region(&region).expect("registering memory");
-        Self {
-            queues,
-            driver,
-            region,
-        }
+        Self { queues, driver, region }
     }
 
     /// The buffer at byte `offset` of the region.
@@ -77,12 +73,9 @@ impl Library {
 
     /// Waits for `count` completions on a queue, all of which must be successes.
     fn complete(&mut self, queue: usize, count: usize) {
-        let mut completions: Vec<MaybeUninit<Completion>> =
-            (0..count).map(|_| MaybeUninit::uninit()).collect();
+        let mut completions: Vec<MaybeUninit<Completion>> = (0..count).map(|_| MaybeUninit::uninit()).collect();
         let mut patience = PATIENCE;
-        let done = self.queues[queue]
-            .do_io(&mut completions, count, Some(&mut patience), None)
-            .expect("completions");
+        let done = self.queues[queue].do_io(&mut completions, count, Some(&mut patience), None).expect("completions");
         assert_eq!(done, count);
         for completion in completions {
             // SAFETY: `do_io` has filled in as many as it returned.

@@ -25,17 +25,9 @@ under_every_engine!(
 fn exchange(guest: &mut Guest, buffer: u64, seed: u64) {
     let data = pattern(seed, LENGTH);
     guest.memory.write(buffer, &data);
-    transfer(
-        guest,
-        &Request::write(0, &data),
-        Descriptor::readable(buffer, LENGTH as u32),
-    );
+    transfer(guest, &Request::write(0, &data), Descriptor::readable(buffer, LENGTH as u32));
     guest.memory.write(buffer, &vec![0; LENGTH]);
-    transfer(
-        guest,
-        &Request::read(0, LENGTH),
-        Descriptor::writable(buffer, LENGTH as u32),
-    );
+    transfer(guest, &Request::read(0, LENGTH), Descriptor::writable(buffer, LENGTH as u32));
     assert!(guest.memory.read(buffer, LENGTH) == data);
 }
 
@@ -45,11 +37,7 @@ fn transfer(guest: &mut Guest, request: &Request<'_>, data: Descriptor) {
     guest.memory.write(header, &request.header());
     let status = guest.memory.allocate(1, 1);
     guest.memory.write(status, &[UNTOUCHED]);
-    let chain = [
-        Descriptor::readable(header, HEADER as u32),
-        data,
-        Descriptor::writable(status, 1),
-    ];
+    let chain = [Descriptor::readable(header, HEADER as u32), data, Descriptor::writable(status, 1)];
     let head = guest.rings[0].add(&guest.memory, &chain).expect("room");
     guest.kick(0);
     let used = guest.rings[0].wait(&guest.memory);
@@ -68,10 +56,7 @@ fn region_can_be_added_and_removed(configuration: Configuration) {
         guest.frontend.add_mem_region(&info).expect("ADD_MEM_REG");
         guest.memory.regions.push(region);
         exchange(&mut guest, BASE + (1 << 32) + 4096, 70 + round);
-        guest
-            .frontend
-            .remove_mem_region(&info)
-            .expect("REM_MEM_REG");
+        guest.frontend.remove_mem_region(&info).expect("REM_MEM_REG");
         guest.memory.regions.pop();
         guest.write(0, &pattern(round, LENGTH));
     }
@@ -133,10 +118,7 @@ fn table_may_change_under_load(configuration: Configuration) {
         } else {
             let info = region.info();
             guest.frontend.add_mem_region(&info).expect("ADD_MEM_REG");
-            guest
-                .frontend
-                .remove_mem_region(&info)
-                .expect("REM_MEM_REG");
+            guest.frontend.remove_mem_region(&info).expect("REM_MEM_REG");
         }
         for pending in &pending {
             assert_eq!(guest.finish(pending).status, OK);

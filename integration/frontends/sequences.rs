@@ -143,10 +143,7 @@ impl Load {
     const LENGTH: usize = 4096;
 
     fn new() -> Self {
-        Self {
-            state: 7,
-            seeds: Vec::new(),
-        }
+        Self { state: 7, seeds: Vec::new() }
     }
 
     fn submit(&mut self, guest: &mut Guest, count: usize) -> Vec<Pending> {
@@ -212,10 +209,7 @@ fn stop_under_load_resumes_at_the_base(configuration: Configuration) {
         assert_eq!(base, used, "what was taken from the ring was not completed");
         // As after a migration or a snapshot: the same rings, described anew.
         let size = guest.rings[0].size;
-        guest
-            .frontend
-            .set_vring_num(0, size)
-            .expect("SET_VRING_NUM");
+        guest.frontend.set_vring_num(0, size).expect("SET_VRING_NUM");
         guest.start_queue(0, base);
         guest.enable(0, true);
         load.finish(&mut guest, &pending);
@@ -235,9 +229,7 @@ fn ring_indices_may_wrap(configuration: Configuration) {
     guest.start_queue(0, u16::MAX - 100);
     guest.enable(0, true);
     for _ in 0..10 {
-        let pending: Vec<_> = (0..80)
-            .map(|_| guest.submit(0, &request, &Layout::usual(&request)))
-            .collect();
+        let pending: Vec<_> = (0..80).map(|_| guest.submit(0, &request, &Layout::usual(&request))).collect();
         guest.kick(0);
         for pending in &pending {
             assert!(guest.finish(pending).data == data);
@@ -293,9 +285,7 @@ fn queue_of_1024_is_the_largest(configuration: Configuration) {
     let mut served = Served::start(&volume);
     let mut guest = served.guest_as(Options::CLOUD_HYPERVISOR.queue_size(1024));
     let request = Request::read(0, 4096);
-    let pending: Vec<_> = (0..300)
-        .map(|_| guest.submit(0, &request, &Layout::usual(&request)))
-        .collect();
+    let pending: Vec<_> = (0..300).map(|_| guest.submit(0, &request, &Layout::usual(&request))).collect();
     guest.kick(0);
     let distinct: HashSet<_> = pending.iter().map(|pending| pending.head).collect();
     assert_eq!(distinct.len(), 300);
@@ -306,14 +296,8 @@ fn queue_of_1024_is_the_largest(configuration: Configuration) {
 
     for size in [2048, 4096, 32768] {
         let guest = Guest::negotiate(served.socket(), Options::CLOUD_HYPERVISOR);
-        guest
-            .frontend
-            .set_features(guest.features)
-            .expect("SET_FEATURES");
-        assert!(
-            guest.frontend.set_vring_num(0, size).is_err(),
-            "size {size}"
-        );
+        guest.frontend.set_features(guest.features).expect("SET_FEATURES");
+        assert!(guest.frontend.set_vring_num(0, size).is_err(), "size {size}");
         drop(guest);
         served.assert_alive();
     }
@@ -333,9 +317,7 @@ fn queue_beyond_the_limit_is_an_error(configuration: Configuration) {
         frontend.get_features().expect("GET_FEATURES");
         let options = Options::CLOUD_HYPERVISOR;
         frontend.get_protocol_features().expect("protocol features");
-        frontend
-            .set_protocol_features(options.protocol)
-            .expect("protocol features");
+        frontend.set_protocol_features(options.protocol).expect("protocol features");
         frontend.set_hdr_flags(vhost::vhost_user::message::VhostUserHeaderFlag::NEED_REPLY);
         assert!(frontend.set_vring_num(index, 128).is_err(), "queue {index}");
         drop(frontend);
@@ -369,10 +351,7 @@ fn front_end_leaves_with_requests_in_flight(configuration: Configuration) {
     let slots = guest.read(2 << 20, 30 * 16384);
     for (index, slot) in (0..).zip(slots.chunks(16384)) {
         let written = (0..20).any(|round| slot == pattern(round * 100 + index, 16384));
-        assert!(
-            written || slot.iter().all(|&byte| byte == 0),
-            "slot {index}"
-        );
+        assert!(written || slot.iter().all(|&byte| byte == 0), "slot {index}");
     }
 }
 

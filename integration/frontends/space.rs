@@ -96,9 +96,7 @@ fn several_segments_are_all_done(configuration: Configuration) {
         let count = (segments as usize).min(50);
         let data = pattern(30, 3 * count * block);
         guest.write(0, &data);
-        let list: Vec<_> = (0..count as u64)
-            .map(|index| (3 * index * in_sectors, in_sectors as u32, 0))
-            .collect();
+        let list: Vec<_> = (0..count as u64).map(|index| (3 * index * in_sectors, in_sectors as u32, 0)).collect();
         assert_eq!(guest.ranges(kind, &list), OK);
         let mut expected = data;
         for hole in expected.chunks_mut(3 * block) {
@@ -119,11 +117,7 @@ fn reserved_flags_are_unsupported(configuration: Configuration) {
     assert_eq!(guest.ranges(DISCARD, &[(0, 8, UNMAP)]), UNSUPP);
     for flags in [2, 4, 0x8000_0000, 3] {
         for kind in [DISCARD, WRITE_ZEROES] {
-            assert_eq!(
-                guest.ranges(kind, &[(0, 8, flags)]),
-                UNSUPP,
-                "{kind} {flags}"
-            );
+            assert_eq!(guest.ranges(kind, &[(0, 8, flags)]), UNSUPP, "{kind} {flags}");
         }
     }
     assert!(guest.read(0, data.len()) == data);

@@ -75,11 +75,7 @@ fn loop_in_an_indirect_table(configuration: Configuration) {
     survive(configuration, |guest| {
         let parts = guest.parts(&Request::write(PLAYGROUND, &[]));
         let table = guest.memory.allocate(64, 16);
-        let entries = [
-            parts.header.with(NEXT, 1),
-            parts.data.with(NEXT, 2),
-            parts.data.with(NEXT, 1),
-        ];
+        let entries = [parts.header.with(NEXT, 1), parts.data.with(NEXT, 2), parts.data.with(NEXT, 1)];
         write_table(guest, table, &entries);
         let named = Descriptor::readable(table, 48).with(INDIRECT, 0);
         let answer = guest.send(&[named], parts.status);
@@ -102,11 +98,7 @@ fn next_outside_the_table(configuration: Configuration) {
                 let parts = guest.parts(&Request::write(PLAYGROUND, &[]));
                 let table = guest.memory.allocate(64, 16);
                 // The entry after the table's two is there in memory, and not part of it.
-                let entries = [
-                    parts.header.with(NEXT, 1),
-                    parts.data.with(NEXT, 2),
-                    parts.status,
-                ];
+                let entries = [parts.header.with(NEXT, 1), parts.data.with(NEXT, 2), parts.status];
                 write_table(guest, table, &entries);
                 let named = Descriptor::readable(table, 32).with(INDIRECT, 0);
                 guest.send(&[named], parts.status).assert_refused();
@@ -140,10 +132,7 @@ fn indirect_table_of_absurd_size(configuration: Configuration) {
     for length in [0, 1, 8, 15, 17, 24, 0x7fff_fff0, 0xffff_fff0, u32::MAX] {
         let parts = guest.parts(&Request::write(PLAYGROUND, &[0; 4096]));
         let chain = [parts.header, parts.data, parts.status];
-        let table = Descriptor {
-            length,
-            ..guest.indirect_table(&chain)
-        };
+        let table = Descriptor { length, ..guest.indirect_table(&chain) };
         // A table that reaches out of memory is wrong even where its chain ends early.
         guest.send(&[table], parts.status).assert_refused();
         guest.assert_second_queue_works();
@@ -183,17 +172,13 @@ fn indirect_table_that_goes_on(configuration: Configuration) {
     survive(configuration, |guest| {
         let parts = guest.parts(&Request::write(PLAYGROUND, &[]));
         let table = guest.indirect_table(&[parts.header, parts.data]);
-        guest
-            .send(&[table, parts.status], parts.status)
-            .assert_refused();
+        guest.send(&[table, parts.status], parts.status).assert_refused();
     });
 }
 
 fn indirect_table_that_was_not_negotiated(configuration: Configuration) {
     let mut scene = Scene::new(configuration);
-    let options = Options::CLOUD_HYPERVISOR
-        .queues(2)
-        .without(bit(VIRTIO_RING_F_INDIRECT_DESC));
+    let options = Options::CLOUD_HYPERVISOR.queues(2).without(bit(VIRTIO_RING_F_INDIRECT_DESC));
     let mut guest = scene.served.guest_as(options);
     let parts = guest.parts(&Request::write(PLAYGROUND, &[]));
     let table = guest.indirect_table(&[parts.header, parts.data, parts.status]);
@@ -208,55 +193,27 @@ fn addresses_outside_memory(configuration: Configuration) {
     let mut scene = Scene::new(configuration);
     let mut guest = scene.guest();
     let end = BASE + Options::CLOUD_HYPERVISOR.memory as u64;
-    let outside = [
-        0,
-        0x1000,
-        BASE - 1,
-        end - 1,
-        end,
-        end + 4096,
-        u64::MAX - 4096,
-    ];
+    let outside = [0, 0x1000, BASE - 1, end - 1, end, end + 4096, u64::MAX - 4096];
     for address in outside {
         let parts = guest.parts(&Request::write(PLAYGROUND, &[]));
-        let data = Descriptor {
-            address,
-            ..parts.data
-        };
-        guest
-            .send(&[parts.header, data, parts.status], parts.status)
-            .assert_status(IOERR);
+        let data = Descriptor { address, ..parts.data };
+        guest.send(&[parts.header, data, parts.status], parts.status).assert_status(IOERR);
         guest.assert_second_queue_works();
 
         let parts = guest.parts(&Request::bare(IN, 0));
-        let room = Descriptor {
-            address,
-            ..parts.room
-        };
-        guest
-            .send(&[parts.header, room, parts.status], parts.status)
-            .assert_status(IOERR);
+        let room = Descriptor { address, ..parts.room };
+        guest.send(&[parts.header, room, parts.status], parts.status).assert_status(IOERR);
 
         let parts = guest.parts(&Request::bare(FLUSH, 0));
-        let header = Descriptor {
-            address,
-            ..parts.header
-        };
-        guest
-            .send(&[header, parts.status], parts.status)
-            .assert_refused();
+        let header = Descriptor { address, ..parts.header };
+        guest.send(&[header, parts.status], parts.status).assert_refused();
         guest.assert_first_queue_recovers();
 
         // The byte before the end is memory; everywhere else there is nowhere to put a status.
         if address != end - 1 {
             let parts = guest.parts(&Request::write(PLAYGROUND, &[]));
-            let status = Descriptor {
-                address,
-                ..parts.status
-            };
-            guest
-                .send(&[parts.header, parts.data, status], parts.status)
-                .assert_refused();
+            let status = Descriptor { address, ..parts.status };
+            guest.send(&[parts.header, parts.data, status], parts.status).assert_refused();
         }
         guest.assert_second_queue_works();
         guest.assert_first_queue_recovers();
@@ -281,9 +238,7 @@ fn lengths_that_overflow(configuration: Configuration) {
         for (kind, flag) in [(OUT, 0), (IN, WRITE)] {
             let parts = guest.parts(&Request::bare(kind, PLAYGROUND / 512));
             let data = Descriptor::readable(address, length).with(flag, 0);
-            guest
-                .send(&[parts.header, data, parts.status], parts.status)
-                .assert_refused();
+            guest.send(&[parts.header, data, parts.status], parts.status).assert_refused();
             guest.assert_second_queue_works();
             guest.assert_first_queue_recovers();
         }

@@ -25,10 +25,7 @@ const OTHER: u64 = BASE + (1 << 32);
 /// A second region with room for buffers.
 fn add_region(guest: &mut Guest) {
     let region = Region::new(OTHER, 4 << 20);
-    guest
-        .frontend
-        .add_mem_region(&region.info())
-        .expect("ADD_MEM_REG");
+    guest.frontend.add_mem_region(&region.info()).expect("ADD_MEM_REG");
     guest.memory.regions.push(region);
 }
 
@@ -66,10 +63,7 @@ fn region_removed_under_requests(configuration: Configuration) {
         add_region(&mut guest);
         let count = submit_into_other(&mut guest);
         let info = guest.memory.regions[1].info();
-        guest
-            .frontend
-            .remove_mem_region(&info)
-            .expect("REM_MEM_REG");
+        guest.frontend.remove_mem_region(&info).expect("REM_MEM_REG");
         guest.memory.regions.pop();
         take_answers(&mut guest, count);
         guest.assert_second_queue_works();
@@ -78,9 +72,7 @@ fn region_removed_under_requests(configuration: Configuration) {
     // A buffer in a region that has gone is outside memory.
     let parts = guest.parts(&Request::bare(OUT, PLAYGROUND / 512));
     let data = Descriptor::readable(OTHER, 4096);
-    guest
-        .send(&[parts.header, data, parts.status], parts.status)
-        .assert_status(IOERR);
+    guest.send(&[parts.header, data, parts.status], parts.status).assert_status(IOERR);
     drop(guest);
     scene.assert_unharmed();
 }
@@ -145,9 +137,7 @@ fn buffers_truncated(configuration: Configuration) {
     guest.memory.regions[1].truncate(4096);
     let parts = guest.parts(&Request::bare(OUT, PLAYGROUND / 512));
     let data = Descriptor::readable(OTHER, 4096);
-    guest
-        .send(&[parts.header, data, parts.status], parts.status)
-        .assert_status(OK);
+    guest.send(&[parts.header, data, parts.status], parts.status).assert_status(OK);
     guest.assert_second_queue_works();
     drop(guest);
     scene.assert_unharmed();
@@ -229,9 +219,7 @@ fn memory_that_cannot_be_written(configuration: Configuration) {
     if guest.frontend.add_mem_region(&info).is_ok() {
         let parts = guest.parts(&Request::bare(IN, 0));
         let room = Descriptor::writable(OTHER, 4096);
-        guest
-            .send(&[parts.header, room, parts.status], parts.status)
-            .assert_status(IOERR);
+        guest.send(&[parts.header, room, parts.status], parts.status).assert_status(IOERR);
         guest.assert_second_queue_works();
     }
     drop(guest);

@@ -30,13 +30,7 @@ under_every_engine!(
 
 /// Sends one message on a connection of its own, and checks that it is refused: with an error, or
 /// by closing the connection.
-fn assert_refused(
-    scene: &mut Scene,
-    what: &str,
-    request: FrontendReq,
-    payload: &[u8],
-    descriptors: &[RawFd],
-) {
+fn assert_refused(scene: &mut Scene, what: &str, request: FrontendReq, payload: &[u8], descriptors: &[RawFd]) {
     let mut wire = Wire::negotiated(scene.served.socket());
     let answer = wire.acknowledged(request, payload, descriptors);
     assert!(answer != Some(0), "{request:?} with {what} was taken");
@@ -60,13 +54,7 @@ fn half_a_message(configuration: Configuration) {
     let region = Region::new(0, 4096);
     let info = region.info();
     let whole = {
-        let payload = RegionBytes {
-            guest: 0,
-            size: 4096,
-            user: info.userspace_addr,
-            offset: 0,
-        }
-        .single();
+        let payload = RegionBytes { guest: 0, size: 4096, user: info.userspace_addr, offset: 0 }.single();
         let head = header(FrontendReq::ADD_MEM_REG as u32, VERSION | NEED_REPLY, 40);
         [&head[..], &payload].concat()
     };
@@ -161,13 +149,7 @@ fn absurd_ring_indices(configuration: Configuration) {
     for index in [16, 17, 64, 255, 256, 65536, u32::MAX] {
         for request in requests {
             let mut wire = Wire::negotiated(scene.served.socket());
-            wire.message(
-                request as u32,
-                VERSION | NEED_REPLY,
-                8,
-                &ring_state(index, 1),
-                &[],
-            );
+            wire.message(request as u32, VERSION | NEED_REPLY, 8, &ring_state(index, 1), &[]);
             let refused = wire.reply().is_none_or(|reply| reply != [0; 8]);
             assert!(refused, "{request:?} for ring {index} was taken");
             wire.close();
@@ -178,11 +160,7 @@ fn absurd_ring_indices(configuration: Configuration) {
         let request = FrontendReq::SET_VRING_ADDR;
         assert_refused(&mut scene, &what, request, &payload, &[]);
         if index < 256 {
-            for request in [
-                FrontendReq::SET_VRING_KICK,
-                FrontendReq::SET_VRING_CALL,
-                FrontendReq::SET_VRING_ERR,
-            ] {
+            for request in [FrontendReq::SET_VRING_KICK, FrontendReq::SET_VRING_CALL, FrontendReq::SET_VRING_ERR] {
                 let payload = u64::from(index).to_le_bytes();
                 let descriptors = [event.as_raw_fd()];
                 assert_refused(&mut scene, &what, request, &payload, &descriptors);
@@ -215,35 +193,15 @@ fn absurd_ring_addresses(configuration: Configuration) {
         ("descriptors at the top", u64::MAX - 15, base, base + 4096),
         ("descriptors that reach out", end - 16, base, base + 4096),
         ("a used ring that reaches out", base, end - 4, base + 4096),
-        (
-            "an available ring that reaches out",
-            base,
-            base + 4096,
-            end - 2,
-        ),
-        (
-            "descriptors off alignment",
-            base + 8,
-            base + 4096,
-            base + 8192,
-        ),
+        ("an available ring that reaches out", base, base + 4096, end - 2),
+        ("descriptors off alignment", base + 8, base + 4096, base + 8192),
         ("a used ring off alignment", base, base + 4098, base + 8192),
-        (
-            "an available ring off alignment",
-            base,
-            base + 4096,
-            base + 8193,
-        ),
+        ("an available ring off alignment", base, base + 4096, base + 8193),
         ("null", 0, 0, 0),
     ];
     for (what, descriptors, used, available) in cases {
         let mut wire = Wire::negotiated(scene.served.socket());
-        let table = RegionBytes::table(&[RegionBytes {
-            guest: 0,
-            size: 1 << 20,
-            user: base,
-            offset: 0,
-        }]);
+        let table = RegionBytes::table(&[RegionBytes { guest: 0, size: 1 << 20, user: base, offset: 0 }]);
         let answer = wire.acknowledged(FrontendReq::SET_MEM_TABLE, &table, &[info.mmap_handle]);
         assert_eq!(answer, Some(0));
         let answer = wire.acknowledged(FrontendReq::SET_VRING_NUM, &ring_state(0, 256), &[]);
@@ -274,11 +232,7 @@ fn assert_not_started(wire: &mut Wire, what: &str) {
 
 fn absurd_descriptors(configuration: Configuration) {
     let mut scene = Scene::new(configuration);
-    let requests = [
-        FrontendReq::SET_VRING_KICK,
-        FrontendReq::SET_VRING_CALL,
-        FrontendReq::SET_VRING_ERR,
-    ];
+    let requests = [FrontendReq::SET_VRING_KICK, FrontendReq::SET_VRING_CALL, FrontendReq::SET_VRING_ERR];
     let event = EventFd::new(0).expect("an eventfd");
     for request in requests {
         // The payload promises a descriptor and none comes, and the other way round.
@@ -288,13 +242,7 @@ fn absurd_descriptors(configuration: Configuration) {
         let what = "a descriptor too many";
         assert_refused(&mut scene, what, request, &payload, &descriptors);
         let descriptors = [event.as_raw_fd(), event.as_raw_fd()];
-        assert_refused(
-            &mut scene,
-            "two descriptors",
-            request,
-            &[0; 8],
-            &descriptors,
-        );
+        assert_refused(&mut scene, "two descriptors", request, &[0; 8], &descriptors);
     }
     // What is no eventfd may be taken, but must not hurt: a file is always readable, a full pipe
     // never writable.
@@ -319,77 +267,18 @@ fn absurd_descriptors(configuration: Configuration) {
 fn absurd_memory_regions(configuration: Configuration) {
     let mut scene = Scene::new(configuration);
     let region = Region::new(0, 1 << 20);
-    let good = RegionBytes {
-        guest: 1 << 32,
-        size: 1 << 20,
-        user: 1 << 40,
-        offset: 0,
-    };
+    let good = RegionBytes { guest: 1 << 32, size: 1 << 20, user: 1 << 40, offset: 0 };
     let cases = [
         ("no size", RegionBytes { size: 0, ..good }),
-        (
-            "a size that wraps",
-            RegionBytes {
-                size: u64::MAX,
-                ..good
-            },
-        ),
-        (
-            "half of everything",
-            RegionBytes {
-                size: 1 << 63,
-                ..good
-            },
-        ),
-        (
-            "a guest address that wraps",
-            RegionBytes {
-                guest: u64::MAX - 4095,
-                ..good
-            },
-        ),
-        (
-            "a user address that wraps",
-            RegionBytes {
-                user: u64::MAX - 4095,
-                ..good
-            },
-        ),
-        (
-            "an offset beyond the file",
-            RegionBytes {
-                offset: 1 << 30,
-                ..good
-            },
-        ),
-        (
-            "an offset that wraps",
-            RegionBytes {
-                offset: u64::MAX - 4095,
-                ..good
-            },
-        ),
-        (
-            "an offset past the last page",
-            RegionBytes {
-                offset: 4096,
-                ..good
-            },
-        ),
-        (
-            "more than its file",
-            RegionBytes {
-                size: 2 << 20,
-                ..good
-            },
-        ),
-        (
-            "petabytes",
-            RegionBytes {
-                size: 1 << 50,
-                ..good
-            },
-        ),
+        ("a size that wraps", RegionBytes { size: u64::MAX, ..good }),
+        ("half of everything", RegionBytes { size: 1 << 63, ..good }),
+        ("a guest address that wraps", RegionBytes { guest: u64::MAX - 4095, ..good }),
+        ("a user address that wraps", RegionBytes { user: u64::MAX - 4095, ..good }),
+        ("an offset beyond the file", RegionBytes { offset: 1 << 30, ..good }),
+        ("an offset that wraps", RegionBytes { offset: u64::MAX - 4095, ..good }),
+        ("an offset past the last page", RegionBytes { offset: 4096, ..good }),
+        ("more than its file", RegionBytes { size: 2 << 20, ..good }),
+        ("petabytes", RegionBytes { size: 1 << 50, ..good }),
     ];
     let file = [region.info().mmap_handle];
     for (what, bytes) in cases {
@@ -406,13 +295,7 @@ fn absurd_memory_regions(configuration: Configuration) {
     let table = RegionBytes::table(&[good]);
     assert_refused(&mut scene, "no file", request, &table, &[]);
     assert_refused(&mut scene, "a file too many", request, &table, &files);
-    assert_refused(
-        &mut scene,
-        "fewer regions than said",
-        request,
-        &table[..8],
-        &file,
-    );
+    assert_refused(&mut scene, "fewer regions than said", request, &table[..8], &file);
     let mut many = 255_u32.to_le_bytes().to_vec();
     many.extend_from_slice(&table[4..]);
     assert_refused(&mut scene, "255 regions in one", request, &many, &file);
@@ -551,10 +434,7 @@ fn too_many_descriptors(configuration: Configuration) {
         wire = Wire::negotiated(scene.served.socket());
         let open = scene.served.open_files();
         let first = *before.get_or_insert(open);
-        assert!(
-            open <= first,
-            "{open} files in round {round}, {first} at first"
-        );
+        assert!(open <= first, "{open} files in round {round}, {first} at first");
     }
     wire.close();
     scene.assert_unharmed();

@@ -50,10 +50,7 @@ impl Scribbler {
                 }
             }
         });
-        Self {
-            stop,
-            thread: Some(thread),
-        }
+        Self { stop, thread: Some(thread) }
     }
 }
 
@@ -86,11 +83,7 @@ fn status_rewritten_while_in_flight(configuration: Configuration) {
     let mut guest = scene.guest();
     let parts = guest.parts(&Request::read(PLAYGROUND, 0));
     let scribbler = Scribbler::bytes(&guest, parts.status.address, &[0, 1, 2, UNTOUCHED, 255]);
-    hammer(
-        &mut guest,
-        &[parts.header, parts.room, parts.status],
-        |_| {},
-    );
+    hammer(&mut guest, &[parts.header, parts.room, parts.status], |_| {});
     drop(scribbler);
     guest.assert_second_queue_works();
     drop(guest);
@@ -104,11 +97,7 @@ fn sector_rewritten_while_in_flight(configuration: Configuration) {
     let bad = [SIZE / 512, u64::MAX, SIZE / 512 - 1, 1 << 40, u64::MAX - 7];
     let values = bad.iter().flat_map(|&bad| [PLAYGROUND / 512, bad]);
     let scribbler = Scribbler::words(&guest, parts.header.address + 8, values.collect());
-    hammer(
-        &mut guest,
-        &[parts.header, parts.data, parts.status],
-        |_| {},
-    );
+    hammer(&mut guest, &[parts.header, parts.data, parts.status], |_| {});
     drop(scribbler);
     guest.assert_second_queue_works();
     drop(guest);
@@ -173,21 +162,13 @@ fn data_rewritten_while_in_flight(configuration: Configuration) {
     guest.memory.write(parts.data.address, &fill);
     let pattern = vec![0x1111_1111_1111_1111, 0x2222_2222_2222_2222];
     let scribbler = Scribbler::words(&guest, parts.data.address + 2048, pattern);
-    hammer(
-        &mut guest,
-        &[parts.header, parts.data, parts.status],
-        |_| {},
-    );
+    hammer(&mut guest, &[parts.header, parts.data, parts.status], |_| {});
     drop(scribbler);
     guest.flush();
     // Only the word that was scribbled on may be anything but what was written.
     let read = guest.read(PLAYGROUND, 4096);
     assert!(read[..2048] == fill[..2048] && read[2056..] == fill[2056..]);
-    assert!(
-        read[2048..2056]
-            .iter()
-            .all(|byte| [0x11, 0x22].contains(byte))
-    );
+    assert!(read[2048..2056].iter().all(|byte| [0x11, 0x22].contains(byte)));
     scene.volume.assert_holds(PLAYGROUND, &read);
     assert!(guest.read(0, 4096) == content()[..4096]);
     drop(guest);

@@ -4,9 +4,7 @@ use super::scene::{Answer, PLAYGROUND, Parts, SIZE, Scene, content};
 use crate::support::configuration::Configuration;
 use crate::support::guest::Guest;
 use crate::support::pattern::pattern;
-use crate::support::request::{
-    DISCARD, FLUSH, GET_ID, IN, IOERR, OK, OUT, Request, UNSUPP, WRITE_ZEROES, segments,
-};
+use crate::support::request::{DISCARD, FLUSH, GET_ID, IN, IOERR, OK, OUT, Request, UNSUPP, WRITE_ZEROES, segments};
 use crate::support::ring::Descriptor;
 
 under_every_engine!(
@@ -77,11 +75,8 @@ fn sectors_past_the_end(configuration: Configuration) {
 fn missing_status_byte(configuration: Configuration) {
     let mut scene = Scene::new(configuration);
     let mut guest = scene.guest();
-    let choices: [Choice; 3] = [
-        |parts| vec![parts.header],
-        |parts| vec![parts.header, parts.data],
-        |parts| vec![parts.data],
-    ];
+    let choices: [Choice; 3] =
+        [|parts| vec![parts.header], |parts| vec![parts.header, parts.data], |parts| vec![parts.data]];
     for kind in [IN, OUT, FLUSH, GET_ID, DISCARD, 99] {
         for choose in choices {
             let answer = try_chain(&mut guest, &Request::bare(kind, PLAYGROUND / 512), choose);
@@ -95,10 +90,7 @@ fn missing_status_byte(configuration: Configuration) {
 fn status_alone(configuration: Configuration) {
     let mut scene = Scene::new(configuration);
     let mut guest = scene.guest();
-    let choices: [Choice; 2] = [
-        |parts| vec![parts.status],
-        |parts| vec![parts.room, parts.status],
-    ];
+    let choices: [Choice; 2] = [|parts| vec![parts.status], |parts| vec![parts.room, parts.status]];
     for choose in choices {
         try_chain(&mut guest, &Request::bare(IN, 0), choose).assert_refused();
     }
@@ -112,13 +104,8 @@ fn header_too_short(configuration: Configuration) {
     for kind in [IN, OUT, FLUSH] {
         for length in [1, 4, 8, 15] {
             let parts = guest.parts(&Request::bare(kind, PLAYGROUND / 512));
-            let header = Descriptor {
-                length,
-                ..parts.header
-            };
-            guest
-                .send(&[header, parts.status], parts.status)
-                .assert_refused();
+            let header = Descriptor { length, ..parts.header };
+            guest.send(&[header, parts.status], parts.status).assert_refused();
             guest.assert_second_queue_works();
             guest.assert_first_queue_recovers();
         }
@@ -147,19 +134,11 @@ fn readable_and_writable_mixed_up(configuration: Configuration) {
     }
 
     // A write that brings room instead of data, and a read that brings data instead of room.
-    let answer = try_chain(&mut guest, &out, |parts| {
-        vec![parts.header, parts.room, parts.status]
-    });
-    assert!(matches!(
-        answer,
-        Answer::Stopped | Answer::Status(OK | IOERR)
-    ));
+    let answer = try_chain(&mut guest, &out, |parts| vec![parts.header, parts.room, parts.status]);
+    assert!(matches!(answer, Answer::Stopped | Answer::Status(OK | IOERR)));
     let parts = guest.parts(&Request::bare(IN, 0));
     let answer = guest.send(&[parts.header, parts.data, parts.status], parts.status);
-    assert!(matches!(
-        answer,
-        Answer::Stopped | Answer::Status(OK | IOERR)
-    ));
+    assert!(matches!(answer, Answer::Stopped | Answer::Status(OK | IOERR)));
     assert!(guest.memory.read(parts.data.address, 4096) == pattern(13, 4096));
     guest.assert_first_queue_recovers();
 
@@ -208,11 +187,7 @@ fn reads_and_writes_of_nothing(configuration: Configuration) {
     }
     // A flush with data in both directions is a flush, or refused.
     let out = pattern(1, 4096);
-    let flush = Request {
-        out: &out,
-        in_length: 512,
-        ..Request::flush()
-    };
+    let flush = Request { out: &out, in_length: 512, ..Request::flush() };
     let reply = guest.call(0, &flush);
     assert!([OK, IOERR].contains(&reply.status), "{reply:?}");
     guest.assert_second_queue_works();
@@ -231,9 +206,7 @@ fn odd_ranges(configuration: Configuration) {
             assert_eq!(reply.status, IOERR, "request {kind} of {length} bytes");
         }
         // Many more than the device said it takes; it may refuse them or do them.
-        let many: Vec<_> = (0..3000)
-            .map(|index| (playground + index % 60 * 8, 8, 0))
-            .collect();
+        let many: Vec<_> = (0..3000).map(|index| (playground + index % 60 * 8, 8, 0)).collect();
         let reply = guest.call(0, &Request::ranges(kind, &segments(&many)));
         assert!([OK, IOERR, UNSUPP].contains(&reply.status), "{reply:?}");
         // One bad segment among good ones.
@@ -251,10 +224,7 @@ fn serial_into_odd_buffers(configuration: Configuration) {
     let mut scene = Scene::new(configuration);
     let mut guest = scene.guest();
     for in_length in [0, 1, 19, 21, 4096, 1 << 20] {
-        let request = Request {
-            in_length,
-            ..Request::bare(GET_ID, u64::MAX)
-        };
+        let request = Request { in_length, ..Request::bare(GET_ID, u64::MAX) };
         let reply = guest.call(0, &request);
         assert!([OK, IOERR].contains(&reply.status), "{in_length} bytes");
         assert!(reply.used_length as usize <= in_length + 1);

@@ -23,9 +23,7 @@ fn survive_index(configuration: Configuration, jumps: &[u16]) {
     let mut guest = scene.guest();
     for &jump in jumps {
         let parts = guest.parts(&Request::bare(FLUSH, 0));
-        guest
-            .send(&[parts.header, parts.status], parts.status)
-            .assert_status(OK);
+        guest.send(&[parts.header, parts.status], parts.status).assert_status(OK);
         let ring = &guest.rings[0];
         let index = ring.available_index().wrapping_add(jump);
         ring.set_available_index(&guest.memory, index);
@@ -123,9 +121,7 @@ fn second_queue_is_served_through_it_all(configuration: Configuration) {
     let mut guest = scene.guest();
     // Requests are under way on the second queue while the first is broken.
     let request = Request::read(0, 16384);
-    let pending: Vec<_> = (0..16)
-        .map(|_| guest.submit(1, &request, &Layout::usual(&request)))
-        .collect();
+    let pending: Vec<_> = (0..16).map(|_| guest.submit(1, &request, &Layout::usual(&request))).collect();
     guest.kick(1);
     guest.rings[0].publish(&guest.memory, 999);
     guest.rings[0].kick_always();
@@ -149,9 +145,7 @@ fn notifications_without_requests(configuration: Configuration) {
     guest.rings[0].kick.write(u64::MAX / 2).expect("a kick");
     guest.assert_second_queue_works();
     let parts = guest.parts(&Request::bare(FLUSH, 0));
-    guest
-        .send(&[parts.header, parts.status], parts.status)
-        .assert_status(OK);
+    guest.send(&[parts.header, parts.status], parts.status).assert_status(OK);
     drop(guest);
     scene.assert_unharmed();
 }

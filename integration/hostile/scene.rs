@@ -33,11 +33,7 @@ impl Scene {
         guest.write(0, &content());
         guest.flush();
         drop(guest);
-        Self {
-            before: volume.data(),
-            volume,
-            served,
-        }
+        Self { before: volume.data(), volume, served }
     }
 
     /// A front end with two queues of 64, the second of which is to keep working.

@@ -41,10 +41,7 @@ fn state(volume: &Volume) -> Vec<(PathBuf, Vec<u8>, i64, i64)> {
 
 /// Runs a server that must end by itself with exit status 1 and a line about `object`.
 fn assert_refused(serve: &mut Command, object: &str) -> String {
-    let output = serve
-        .stderr(Stdio::piped())
-        .output()
-        .expect("running sealblk serve");
+    let output = serve.stderr(Stdio::piped()).output().expect("running sealblk serve");
     assert_refusal(&output, 1, object)
 }
 
@@ -147,10 +144,7 @@ fn volume_that_is_not_whole(configuration: Configuration) {
     assert_refused(&mut command(&volume, &socket), "volume.json");
     fs::write(&superblock, &whole).expect("restoring the superblock");
 
-    let data = fs::File::options()
-        .write(true)
-        .open(volume.data_path())
-        .expect("the data file");
+    let data = fs::File::options().write(true).open(volume.data_path()).expect("the data file");
     data.set_len(SIZE - 512).expect("shortening the data file");
     let before = state(&volume);
     assert_refused(&mut command(&volume, &socket), "data");

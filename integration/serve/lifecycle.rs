@@ -91,11 +91,7 @@ fn ends_cleanly_with_requests_in_flight(configuration: Configuration) {
                 guest.reply(pending, nothing).status == OK
             })
             .count();
-        let used: usize = guest
-            .rings
-            .iter()
-            .map(|ring| usize::from(ring.used_index(&guest.memory)))
-            .sum();
+        let used: usize = guest.rings.iter().map(|ring| usize::from(ring.used_index(&guest.memory))).sum();
         assert_eq!(acknowledged, used, "completions without a used entry");
     }
 }
@@ -112,10 +108,7 @@ fn comes_back_after_being_killed(configuration: Configuration) {
     drop(guest);
 
     // The socket that it left behind is stale, and so is its lock.
-    let mut child = command(&volume, &socket)
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("a server");
+    let mut child = command(&volume, &socket).stderr(Stdio::null()).spawn().expect("a server");
     let mut guest = Guest::connect(&socket);
     assert!(guest.read(0, data.len()) == data);
     drop(guest);

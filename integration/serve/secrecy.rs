@@ -39,11 +39,7 @@ fn assert_no_trace(key: &[u8], text: &[u8]) {
     for trace in traces(key) {
         assert!(!readable.contains(&trace), "the key is in: {readable}");
     }
-    assert!(
-        !text
-            .windows(8)
-            .any(|bytes| key.windows(8).any(|key| key == bytes))
-    );
+    assert!(!text.windows(8).any(|bytes| key.windows(8).any(|key| key == bytes)));
 }
 
 fn logs_hold_no_byte_of_the_key(configuration: Configuration) {
@@ -73,19 +69,14 @@ fn logs_hold_no_byte_of_the_key(configuration: Configuration) {
     let mut pipes = (child.stdout.take(), child.stderr.take());
     let read = |pipe: Option<&mut dyn std::io::Read>| {
         let mut bytes = Vec::new();
-        pipe.expect("a pipe")
-            .read_to_end(&mut bytes)
-            .expect("output");
+        pipe.expect("a pipe").read_to_end(&mut bytes).expect("output");
         bytes
     };
     let stderr = read(pipes.1.as_mut().map(|pipe| pipe as _));
     let stdout = read(pipes.0.as_mut().map(|pipe| pipe as _));
     talk.join().expect("the conversation");
     assert!(child.wait().expect("the server's end").success());
-    assert!(
-        !stderr.is_empty(),
-        "a server that says nothing proves nothing"
-    );
+    assert!(!stderr.is_empty(), "a server that says nothing proves nothing");
     assert_no_trace(volume.key(), &stderr);
     assert_no_trace(volume.key(), &stdout);
 
@@ -119,10 +110,7 @@ fn key_is_in_locked_memory(configuration: Configuration) {
     }
     let maps = std::fs::read_to_string(format!("/proc/{}/smaps", served.pid()));
     let maps = maps.expect("the server's mappings");
-    for flags in maps
-        .lines()
-        .filter_map(|line| line.strip_prefix("VmFlags:"))
-    {
+    for flags in maps.lines().filter_map(|line| line.strip_prefix("VmFlags:")) {
         let has = |wanted: &str| flags.split_whitespace().any(|flag| flag == wanted);
         assert!(!has("lo") || has("dd"), "locked memory in core dumps");
     }

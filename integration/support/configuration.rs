@@ -17,11 +17,7 @@ impl Configuration {
 
     /// The configuration with these values.
     pub const fn new(engine: &'static str, encrypted: bool, sector_size: u32) -> Self {
-        Self {
-            engine,
-            encrypted,
-            sector_size,
-        }
+        Self { engine, encrypted, sector_size }
     }
 }
 

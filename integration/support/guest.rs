@@ -7,8 +7,10 @@
 //! Firecracker takes CONFIG alone, so it sees no acknowledgement and no error.
 
 use std::io::ErrorKind;
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,9 +20,8 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
-    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
-    VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -112,10 +113,7 @@ impl Options {
 
     /// The same without some features.
     pub const fn without(self, features: u64) -> Self {
-        Self {
-            features: self.features & !features,
-            ..self
-        }
+        Self { features: self.features & !features, ..self }
     }
 }
 
@@ -140,6 +138,7 @@ pub struct Guest {
     options: Options,
     requests_in_flight: usize,
     floor: u64,
+    _watchdog: Watchdog,
 }
 
 impl Guest {
@@ -158,34 +157,19 @@ impl Guest {
     /// Connects and negotiates, and goes no further.
     pub fn negotiate(socket: &Path, options: Options) -> Self {
         let stream = connect(socket);
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .expect("a time limit on the socket");
+        let watchdog = Watchdog::over(&stream);
         let mut frontend = Frontend::from_stream(stream, options.queues as u64);
         frontend.set_owner().expect("SET_OWNER");
         let offered = frontend.get_features().expect("GET_FEATURES");
-        let protocol = frontend
-            .get_protocol_features()
-            .expect("GET_PROTOCOL_FEATURES");
-        assert!(
-            protocol.contains(options.protocol),
-            "the back end offers {protocol:?}"
-        );
-        frontend
-            .set_protocol_features(options.protocol)
-            .expect("SET_PROTOCOL_FEATURES");
-        if options
-            .protocol
-            .contains(VhostUserProtocolFeatures::REPLY_ACK)
-        {
+        let protocol = frontend.get_protocol_features().expect("GET_PROTOCOL_FEATURES");
+        assert!(protocol.contains(options.protocol), "the back end offers {protocol:?}");
+        frontend.set_protocol_features(options.protocol).expect("SET_PROTOCOL_FEATURES");
+        if options.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
         if options.protocol.contains(VhostUserProtocolFeatures::MQ) {
             let queues = frontend.get_queue_num().expect("GET_QUEUE_NUM");
-            assert!(
-                queues >= options.queues as u64,
-                "the back end has {queues} queues"
-            );
+            assert!(queues >= options.queues as u64, "the back end has {queues} queues");
         }
         let mut guest = Self {
             frontend,
@@ -199,6 +183,7 @@ impl Guest {
             options,
             requests_in_flight: 0,
             floor: super::memory::BASE,
+            _watchdog: watchdog,
         };
         guest.config = guest.read_config(options.config_offset);
         guest
@@ -211,9 +196,7 @@ impl Guest {
         self.rings.clear();
         self.early.clear();
         self.requests_in_flight = 0;
-        self.frontend
-            .set_features(self.features)
-            .expect("SET_FEATURES");
+        self.frontend.set_features(self.features).expect("SET_FEATURES");
         self.share_memory();
         let event_idx = self.features & bit(VIRTIO_RING_F_EVENT_IDX) != 0;
         for _ in 0..self.options.queues {
@@ -222,9 +205,7 @@ impl Guest {
         }
         self.floor = self.memory.mark();
         for index in 0..self.rings.len() {
-            self.frontend
-                .set_vring_num(index, self.rings[index].size)
-                .expect("SET_VRING_NUM");
+            self.frontend.set_vring_num(index, self.rings[index].size).expect("SET_VRING_NUM");
         }
         for index in 0..self.rings.len() {
             self.start_queue(index, 0);
@@ -238,28 +219,16 @@ impl Guest {
     pub fn start_queue(&mut self, index: usize, base: u16) {
         let ring = &self.rings[index];
         let addresses = self.ring_addresses(index);
-        self.frontend
-            .set_vring_addr(index, &addresses)
-            .expect("SET_VRING_ADDR");
-        self.frontend
-            .set_vring_base(index, base)
-            .expect("SET_VRING_BASE");
-        self.frontend
-            .set_vring_call(index, &ring.call)
-            .expect("SET_VRING_CALL");
-        self.frontend
-            .set_vring_err(index, &ring.error)
-            .expect("SET_VRING_ERR");
-        self.frontend
-            .set_vring_kick(index, &ring.kick)
-            .expect("SET_VRING_KICK");
+        self.frontend.set_vring_addr(index, &addresses).expect("SET_VRING_ADDR");
+        self.frontend.set_vring_base(index, base).expect("SET_VRING_BASE");
+        self.frontend.set_vring_call(index, &ring.call).expect("SET_VRING_CALL");
+        self.frontend.set_vring_err(index, &ring.error).expect("SET_VRING_ERR");
+        self.frontend.set_vring_kick(index, &ring.kick).expect("SET_VRING_KICK");
     }
 
     /// Enables or disables a ring.
     pub fn enable(&mut self, index: usize, enable: bool) {
-        self.frontend
-            .set_vring_enable(index, enable)
-            .expect("SET_VRING_ENABLE");
+        self.frontend.set_vring_enable(index, enable).expect("SET_VRING_ENABLE");
     }
 
     /// Stops a ring and returns the available index at which it stopped.
@@ -270,12 +239,8 @@ impl Guest {
 
     /// Sends the whole memory table.
     pub fn share_memory(&mut self) {
-        let table: Vec<VhostUserMemoryRegionInfo> = self
-            .memory
-            .regions
-            .iter()
-            .map(super::memory::Region::info)
-            .collect();
+        let table: Vec<VhostUserMemoryRegionInfo> =
+            self.memory.regions.iter().map(super::memory::Region::info).collect();
         self.frontend.set_mem_table(&table).expect("SET_MEM_TABLE");
     }
 
@@ -297,19 +262,14 @@ impl Guest {
     pub fn read_config(&mut self, offset: u32) -> Vec<u8> {
         let room = [0; CONFIG_SIZE];
         let flags = VhostUserConfigFlags::WRITABLE;
-        let (_, config) = self
-            .frontend
-            .get_config(offset, CONFIG_SIZE as u32, flags, &room)
-            .expect("GET_CONFIG");
+        let (_, config) = self.frontend.get_config(offset, CONFIG_SIZE as u32, flags, &room).expect("GET_CONFIG");
         config
     }
 
     /// Sets the cache mode: 0 writes through, 1 writes back. Cloud Hypervisor marks this message
     /// as writable, QEMU does not.
     pub fn set_writeback(&mut self, writeback: u8, flags: VhostUserConfigFlags) {
-        self.frontend
-            .set_config(WRITEBACK, flags, &[writeback])
-            .expect("SET_CONFIG");
+        self.frontend.set_config(WRITEBACK, flags, &[writeback]).expect("SET_CONFIG");
     }
 
     /// Room for a request's buffers: all of it anew when none is in flight.
@@ -328,6 +288,25 @@ impl Guest {
     /// Counts a request's end.
     pub fn end_request(&mut self) {
         self.requests_in_flight -= 1;
+    }
+}
+
+/// Breaks a connection that is still there after [`PATIENCE`]: the `vhost` crate's front end
+/// waits for an answer for ever, whatever time limit its socket has.
+struct Watchdog {
+    _cancelled_on_drop: mpsc::Sender<()>,
+}
+
+impl Watchdog {
+    fn over(stream: &UnixStream) -> Self {
+        let stream = stream.try_clone().expect("another handle of the socket");
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            if receiver.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        });
+        Self { _cancelled_on_drop: sender }
     }
 }
 

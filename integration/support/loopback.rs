@@ -23,10 +23,7 @@ impl LoopDevice {
             .args(["--find", "--show", "--direct-io=off", "--sector-size"])
             .arg(sector_size.to_string())
             .arg(&backing));
-        Self {
-            path: PathBuf::from(output.trim()),
-            backing,
-        }
+        Self { path: PathBuf::from(output.trim()), backing }
     }
 
     /// How many flush requests the device has completed.
@@ -60,9 +57,7 @@ impl Mount {
     pub fn ext4(device: LoopDevice, folder: &Path) -> Self {
         let path = folder.join("mount");
         fs::create_dir(&path).expect("a mount point");
-        run(Command::new("mkfs.ext4")
-            .args(["-q", "-F", "-b", "4096"])
-            .arg(&device.path));
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096"]).arg(&device.path));
         run(Command::new("mount").arg(&device.path).arg(&path));
         Self { path, device }
     }
@@ -76,9 +71,7 @@ impl Drop for Mount {
 
 /// Runs a command that must succeed, and returns its stdout.
 pub fn run(command: &mut Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
     assert!(output.status.success(), "{command:?} failed: {output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -37,22 +37,10 @@ impl Region {
         file.set_len(size as u64).expect("sizing guest memory");
         // SAFETY: a fresh shared mapping of a file of this length, unmapped on drop.
         let mapping = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                size,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
+            libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0)
         };
         assert_ne!(mapping, libc::MAP_FAILED, "mapping guest memory failed");
-        Self {
-            address,
-            size,
-            file,
-            mapping: mapping.cast(),
-        }
+        Self { address, size, file, mapping: mapping.cast() }
     }
 
     /// What the back end is told of this region.
@@ -74,9 +62,7 @@ impl Region {
 
     fn contains(&self, address: u64, length: usize) -> bool {
         address >= self.address
-            && address
-                .checked_add(length as u64)
-                .is_some_and(|end| end <= self.address + self.size as u64)
+            && address.checked_add(length as u64).is_some_and(|end| end <= self.address + self.size as u64)
     }
 }
 
@@ -97,19 +83,13 @@ pub struct Memory {
 impl Memory {
     /// One region of `size` bytes at [`BASE`].
     pub fn new(size: usize) -> Self {
-        Self {
-            regions: vec![Region::new(BASE, size)],
-            next: BASE,
-        }
+        Self { regions: vec![Region::new(BASE, size)], next: BASE }
     }
 
     /// Takes `length` bytes of the first region, aligned to `alignment`.
     pub fn allocate(&mut self, length: usize, alignment: u64) -> u64 {
         let address = self.next.next_multiple_of(alignment);
-        assert!(
-            self.regions[0].contains(address, length),
-            "the test ran out of guest memory"
-        );
+        assert!(self.regions[0].contains(address, length), "the test ran out of guest memory");
         self.next = address + length as u64;
         address
     }

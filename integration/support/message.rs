@@ -25,9 +25,7 @@ impl Wire {
     /// Connects, and sends nothing.
     pub fn connect(socket: &Path) -> Self {
         let stream = connect(socket);
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .expect("a time limit on the socket");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time limit on the socket");
         Self { stream }
     }
 
@@ -41,15 +39,8 @@ impl Wire {
         wire.request(FrontendReq::GET_PROTOCOL_FEATURES, &[], &[]);
         wire.reply().expect("the back end's protocol features");
         let protocol: u64 = 1 | 1 << 3 | 1 << 9 | 1 << 15;
-        wire.request(
-            FrontendReq::SET_PROTOCOL_FEATURES,
-            &protocol.to_le_bytes(),
-            &[],
-        );
-        assert_eq!(
-            wire.acknowledged(FrontendReq::SET_FEATURES, &features, &[]),
-            Some(0)
-        );
+        wire.request(FrontendReq::SET_PROTOCOL_FEATURES, &protocol.to_le_bytes(), &[]);
+        assert_eq!(wire.acknowledged(FrontendReq::SET_FEATURES, &features, &[]), Some(0));
         wire
     }
 
@@ -62,14 +53,7 @@ impl Wire {
     }
 
     /// Sends a message with any header, with descriptors.
-    pub fn message(
-        &mut self,
-        request: u32,
-        flags: u32,
-        size: u32,
-        payload: &[u8],
-        descriptors: &[RawFd],
-    ) {
+    pub fn message(&mut self, request: u32, flags: u32, size: u32, payload: &[u8], descriptors: &[RawFd]) {
         let mut bytes = header(request, flags, size).to_vec();
         bytes.extend_from_slice(payload);
         if descriptors.is_empty() {
@@ -87,19 +71,12 @@ impl Wire {
     }
 
     /// Sends a message that is to be acknowledged. `None`: the back end closed the connection.
-    pub fn acknowledged(
-        &mut self,
-        request: FrontendReq,
-        payload: &[u8],
-        descriptors: &[RawFd],
-    ) -> Option<u64> {
+    pub fn acknowledged(&mut self, request: FrontendReq, payload: &[u8], descriptors: &[RawFd]) -> Option<u64> {
         let size = payload.len() as u32;
         let flags = VERSION | NEED_REPLY;
         self.message(request as u32, flags, size, payload, descriptors);
         let reply = self.reply()?;
-        Some(u64::from_le_bytes(
-            reply.try_into().expect("an acknowledgement is 8 bytes"),
-        ))
+        Some(u64::from_le_bytes(reply.try_into().expect("an acknowledgement is 8 bytes")))
     }
 
     /// The payload of the next reply. `None`: the back end closed the connection.

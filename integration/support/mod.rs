@@ -29,4 +29,4 @@ use std::time::Duration;
 
 /// How long a test waits for something that must happen before it fails. Not a promise about
 /// speed: it only keeps a hang from being endless.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(20);

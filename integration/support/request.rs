@@ -54,28 +54,17 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// Reads `length` bytes at byte `offset`.
     pub fn read(offset: u64, length: usize) -> Self {
-        Self {
-            in_length: length,
-            ..Self::bare(IN, offset / 512)
-        }
+        Self { in_length: length, ..Self::bare(IN, offset / 512) }
     }
 
     /// Writes `data` at byte `offset`.
     pub fn write(offset: u64, data: &'a [u8]) -> Self {
-        Self {
-            out: data,
-            ..Self::bare(OUT, offset / 512)
-        }
+        Self { out: data, ..Self::bare(OUT, offset / 512) }
     }
 
     /// A request of a header alone.
     pub fn bare(kind: u32, sector: u64) -> Self {
-        Self {
-            kind,
-            sector,
-            out: &[],
-            in_length: 0,
-        }
+        Self { kind, sector, out: &[], in_length: 0 }
     }
 
     /// Makes completed writes durable.
@@ -85,10 +74,7 @@ impl<'a> Request<'a> {
 
     /// A DISCARD or WRITE_ZEROES of `segments`, which [`segments`] encodes.
     pub fn ranges(kind: u32, segments: &'a [u8]) -> Self {
-        Self {
-            out: segments,
-            ..Self::bare(kind, 0)
-        }
+        Self { out: segments, ..Self::bare(kind, 0) }
     }
 
     /// The header as it lies in memory.
@@ -129,10 +115,7 @@ impl Layout {
     pub fn usual(request: &Request<'_>) -> Self {
         let some = |length: usize| (length > 0).then_some(length);
         Self {
-            readable: [HEADER]
-                .into_iter()
-                .chain(some(request.out.len()))
-                .collect(),
+            readable: [HEADER].into_iter().chain(some(request.out.len())).collect(),
             writable: some(request.in_length).into_iter().chain([1]).collect(),
             indirect: false,
             skew: 0,
@@ -141,10 +124,7 @@ impl Layout {
 
     /// The same in an indirect table.
     pub fn indirect(self) -> Self {
-        Self {
-            indirect: true,
-            ..self
-        }
+        Self { indirect: true, ..self }
     }
 }
 
@@ -201,27 +181,16 @@ impl Guest {
         if layout.indirect {
             chain = vec![self.indirect_table(&chain)];
         }
-        let head = self.rings[queue]
-            .add(&self.memory, &chain)
-            .expect("the test put more on the ring than it holds");
-        Pending {
-            queue,
-            head,
-            pieces,
-        }
+        let head = self.rings[queue].add(&self.memory, &chain).expect("the test put more on the ring than it holds");
+        Pending { queue, head, pieces }
     }
 
     /// Writes a table of linked descriptors and returns the descriptor that names it.
     pub fn indirect_table(&mut self, chain: &[Descriptor]) -> Descriptor {
         let address = self.memory.allocate(16 * chain.len(), 16);
         for (index, descriptor) in chain.iter().enumerate() {
-            let linked = if index + 1 < chain.len() {
-                descriptor.with(NEXT, index as u16 + 1)
-            } else {
-                *descriptor
-            };
-            self.memory
-                .write(address + 16 * index as u64, &linked.bytes());
+            let linked = if index + 1 < chain.len() { descriptor.with(NEXT, index as u16 + 1) } else { *descriptor };
+            self.memory.write(address + 16 * index as u64, &linked.bytes());
         }
         Descriptor::readable(address, 16 * chain.len() as u32).with(INDIRECT, 0)
     }
@@ -252,11 +221,7 @@ impl Guest {
             data.extend(self.memory.read(address, length));
         }
         let status = data.pop().expect("every request has a status byte");
-        Reply {
-            status,
-            data,
-            used_length: used.length,
-        }
+        Reply { status, data, used_length: used.length }
     }
 
     /// Makes a request in a given layout and waits for it.

@@ -39,29 +39,17 @@ pub struct Descriptor {
 impl Descriptor {
     /// A buffer that the device reads.
     pub fn readable(address: u64, length: u32) -> Self {
-        Self {
-            address,
-            length,
-            flags: 0,
-            next: 0,
-        }
+        Self { address, length, flags: 0, next: 0 }
     }
 
     /// A buffer that the device writes.
     pub fn writable(address: u64, length: u32) -> Self {
-        Self {
-            flags: WRITE,
-            ..Self::readable(address, length)
-        }
+        Self { flags: WRITE, ..Self::readable(address, length) }
     }
 
     /// The same buffer with a flag more, going on at `next`.
     pub fn with(self, flag: u16, next: u16) -> Self {
-        Self {
-            flags: self.flags | flag,
-            next,
-            ..self
-        }
+        Self { flags: self.flags | flag, next, ..self }
     }
 
     /// The descriptor as it lies in memory.
@@ -164,27 +152,20 @@ impl Ring {
 
     /// Writes one descriptor of the table, whatever it says.
     pub fn set_descriptor(&self, memory: &Memory, index: u16, descriptor: Descriptor) {
-        memory.write(
-            self.descriptors + 16 * u64::from(index),
-            &descriptor.bytes(),
-        );
+        memory.write(self.descriptors + 16 * u64::from(index), &descriptor.bytes());
     }
 
     /// Makes `head` available, whatever it is.
     pub fn publish(&mut self, memory: &Memory, head: u16) {
         let slot = self.next_available.0 % self.size;
-        memory
-            .word(self.available + 4 + 2 * u64::from(slot))
-            .store(head.to_le(), Ordering::Relaxed);
+        memory.word(self.available + 4 + 2 * u64::from(slot)).store(head.to_le(), Ordering::Relaxed);
         self.next_available += 1;
         self.set_available_index(memory, self.next_available.0);
     }
 
     /// Stores the available index, whatever it is.
     pub fn set_available_index(&self, memory: &Memory, index: u16) {
-        memory
-            .word(self.available + 2)
-            .store(index.to_le(), Ordering::Release);
+        memory.word(self.available + 2).store(index.to_le(), Ordering::Release);
     }
 
     /// Makes an idle ring one that has already served `index` requests.
@@ -194,9 +175,7 @@ impl Ring {
         self.last_kicked = Wrapping(index);
         self.next_used = Wrapping(index);
         self.set_available_index(memory, index);
-        memory
-            .word(self.used + 2)
-            .store(index.to_le(), Ordering::Release);
+        memory.word(self.used + 2).store(index.to_le(), Ordering::Release);
     }
 
     /// The index that the next available entry will have.

@@ -44,11 +44,8 @@ impl Served {
         // The usual folder for temporary files: a socket's path has to be short.
         let folder = TempDir::new().expect("a folder for the socket");
         let socket = folder.path().join("blk.sock");
-        let mut child = command(volume, &socket)
-            .args(arguments)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("starting sealblk serve");
+        let mut child =
+            command(volume, &socket).args(arguments).stderr(Stdio::piped()).spawn().expect("starting sealblk serve");
         let stderr = Arc::new(Mutex::new(String::new()));
         let reader = {
             let mut pipe = child.stderr.take().expect("a piped stderr");
@@ -61,13 +58,7 @@ impl Served {
                 }
             })
         };
-        let mut served = Self {
-            child,
-            socket,
-            stderr,
-            reader: Some(reader),
-            _folder: folder,
-        };
+        let mut served = Self { child, socket, stderr, reader: Some(reader), _folder: folder };
         served.wait_for("the socket", |served| served.socket.exists());
         served
     }
@@ -100,11 +91,7 @@ impl Served {
     /// Fails the test if the server has ended.
     pub fn assert_alive(&mut self) {
         let ended = self.child.try_wait().expect("the server's state");
-        assert!(
-            ended.is_none(),
-            "the server died ({ended:?}):\n{}",
-            self.stderr()
-        );
+        assert!(ended.is_none(), "the server died ({ended:?}):\n{}", self.stderr());
     }
 
     /// Waits until `condition` holds, while the server lives.
@@ -112,11 +99,7 @@ impl Served {
         let deadline = Instant::now() + PATIENCE;
         while !condition(self) {
             self.assert_alive();
-            assert!(
-                Instant::now() < deadline,
-                "{what} did not come:\n{}",
-                self.stderr()
-            );
+            assert!(Instant::now() < deadline, "{what} did not come:\n{}", self.stderr());
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -142,19 +125,12 @@ impl Served {
             if let Some(status) = self.child.try_wait().expect("the server's state") {
                 break status;
             }
-            assert!(
-                Instant::now() < deadline,
-                "the server did not end:\n{}",
-                self.stderr()
-            );
+            assert!(Instant::now() < deadline, "the server did not end:\n{}", self.stderr());
             thread::sleep(Duration::from_millis(2));
         };
         let reader = self.reader.take().expect("a reader of stderr");
         reader.join().expect("the reader of stderr");
-        Exit {
-            status,
-            stderr: self.stderr(),
-        }
+        Exit { status, stderr: self.stderr() }
     }
 
     /// How many file descriptors the server has open.
@@ -187,11 +163,7 @@ impl Drop for Served {
 impl Exit {
     /// Fails the test unless the server ended by itself with exit status 0.
     pub fn assert_clean(&self) {
-        assert_eq!(
-            (self.status.code(), self.status.signal()),
-            (Some(0), None),
-            "{self:?}"
-        );
+        assert_eq!((self.status.code(), self.status.signal()), (Some(0), None), "{self:?}");
     }
 }
 

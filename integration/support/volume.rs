@@ -35,13 +35,7 @@ impl Volume {
     pub fn create_in(parent: &Path, configuration: Configuration, size: u64) -> Self {
         let folder = TempDir::new_in(parent).expect("a folder for the volume");
         let key = pattern(0x005e_a1b1, 64);
-        let volume = Self {
-            configuration,
-            size,
-            key,
-            directory: folder.path().join("volume"),
-            folder,
-        };
+        let volume = Self { configuration, size, key, directory: folder.path().join("volume"), folder };
         fs::write(volume.key_path(), &volume.key).expect("writing the key file");
         let output = Command::new(SEALBLK)
             .args(["volume", "create"])
@@ -83,10 +77,7 @@ impl Volume {
     /// The arguments that open this volume: `--key file:…` or `--no-encryption`.
     pub fn key_arguments(&self) -> Vec<String> {
         if self.configuration.encrypted {
-            vec![
-                "--key".into(),
-                format!("file:{}", self.key_path().display()),
-            ]
+            vec!["--key".into(), format!("file:{}", self.key_path().display())]
         } else {
             vec!["--no-encryption".into()]
         }
