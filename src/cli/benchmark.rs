@@ -16,7 +16,7 @@ pub struct BenchmarkArgs {
 }
 
 pub fn run(args: &BenchmarkArgs) -> Result<(), CliError> {
-    let measurements = benchmark::run();
+    let measurements = benchmark::run()?;
     let text = if args.json { as_json(&measurements) } else { for_people(&measurements) };
     output::print(&text)
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::crypto::benchmark::BenchmarkError;
 use crate::keys::{KeyError, SourceError};
 use crate::store::StoreError;
 use crate::vhost::socket::SocketError;
@@ -38,6 +39,9 @@ pub enum CliError {
         /// Why.
         source: io::Error,
     },
+    /// The cipher cannot be measured.
+    #[error(transparent)]
+    Benchmark(#[from] BenchmarkError),
     /// A volume cannot be served, or not any longer.
     #[error("cannot serve {}: {source}: check the disk and the log", .dir.display())]
     Serve {

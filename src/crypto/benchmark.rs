@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use super::xts::{Xts, XtsKey};
+use super::xts::{Xts, XtsError, XtsKey, XtsKeyError};
 
 pub use super::xts::Direction as Operation;
 
@@ -18,19 +18,30 @@ pub struct Measurement {
     pub bytes_per_second: f64,
 }
 
+/// Nothing can be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchmarkError {
+    /// No key to measure with.
+    #[error(transparent)]
+    Key(#[from] XtsKeyError),
+    /// No cipher under it.
+    #[error(transparent)]
+    Cipher(#[from] XtsError),
+}
+
 /// Measures the fastest implementation for about a second each: 512 and 4096-byte units, encrypt
 /// and decrypt, 64 KiB batches in place, on the calling thread.
 ///
-/// # Panics
+/// # Errors
 ///
-/// When the kernel gives no random key, or no locked memory for it; the message says which.
-pub fn run() -> Vec<Measurement> {
+/// When the kernel gives no random key, or no locked memory for it.
+pub fn run() -> Result<Vec<Measurement>, BenchmarkError> {
     measure(WARM_UP, MEASURED)
 }
 
-fn measure(warm_up: Duration, measured: Duration) -> Vec<Measurement> {
-    let key = XtsKey::generate().unwrap_or_else(|error| panic!("{error}"));
-    let xts = Xts::new(&key).unwrap_or_else(|error| panic!("{error}"));
+fn measure(warm_up: Duration, measured: Duration) -> Result<Vec<Measurement>, BenchmarkError> {
+    let key = XtsKey::generate()?;
+    let xts = Xts::new(&key)?;
     let mut batch = vec![0; BATCH_BYTES];
     let mut measurements = Vec::new();
     for unit in [512, 4096] {
@@ -48,7 +59,7 @@ fn measure(warm_up: Duration, measured: Duration) -> Vec<Measurement> {
             });
         }
     }
-    measurements
+    Ok(measurements)
 }
 
 fn batches_per_second(limit: Duration, mut run: impl FnMut()) -> f64 {
@@ -79,7 +90,7 @@ mod tests {
     #[test]
     fn measures_both_operations_at_both_unit_sizes() {
         let brief = Duration::from_millis(2);
-        let measurements = measure(brief, brief);
+        let measurements = measure(brief, brief).unwrap();
         let kinds: Vec<_> =
             measurements.iter().map(|measurement| (measurement.unit, measurement.operation.to_string())).collect();
         let named = |unit, operation: &str| (unit, operation.to_string());

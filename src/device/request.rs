@@ -231,7 +231,7 @@ impl Parser {
     /// Reads the array of `struct virtio_blk_discard_write_zeroes` that follows the header.
     fn read_ranges(&mut self, mut cursor: Cursor, known_flags: u32, limits: &Limits) -> Result<(), Status> {
         let len = total(&self.readable) - HEADER_BYTES;
-        refuse_if(len == 0 || len % RANGE_BYTES != 0 || len / RANGE_BYTES > RANGES_MAX as usize)?;
+        refuse_if(len == 0 || !len.is_multiple_of(RANGE_BYTES) || len / RANGE_BYTES > RANGES_MAX as usize)?;
         for _ in 0..len / RANGE_BYTES {
             let mut range = [0u8; RANGE_BYTES];
             // SAFETY: the readable segments are mapped guest memory and hold another range; `range`
@@ -261,7 +261,7 @@ impl Limits {
         let unit = u64::from(self.sector_size_bytes);
         let offset = sector.checked_mul(SECTOR_BYTES)?;
         let end = offset.checked_add(len)?;
-        (offset % unit == 0 && len % unit == 0 && end <= self.size_bytes).then_some(offset)
+        (offset.is_multiple_of(unit) && len.is_multiple_of(unit) && end <= self.size_bytes).then_some(offset)
     }
 }
 

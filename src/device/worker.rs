@@ -176,7 +176,10 @@ impl<'a> Service<'a> {
                 thread::park_timeout(std::time::Duration::from_millis(100));
             }
         }
-        self.ring.into_queue()
+        let Self { lane, ring, .. } = self;
+        // If the engine failed, this waits for the kernel to let go of the guest's memory.
+        drop(lane);
+        ring.into_queue()
     }
 
     fn serve(&mut self) -> Result<(), ServiceError> {

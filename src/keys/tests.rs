@@ -301,11 +301,11 @@ fn copies_in_memory(inverted: &[u8]) -> usize {
         while at < end {
             let length = page.len().min((end - at) as usize);
             // Other tests may unmap memory meanwhile, and this buffer must not find itself.
-            let overlaps_itself = at < own + page.len() as u64 && own < at + length as u64;
-            if !overlaps_itself && let Ok(read) = memory.read_at(&mut page[..length], at) {
-                count += page[..read]
-                    .windows(inverted.len())
-                    .filter(|window| window.iter().zip(inverted).all(|(byte, inverse)| *byte == !inverse))
+            if let Ok(read) = memory.read_at(&mut page[..length], at) {
+                count += (at..)
+                    .zip(page[..read].windows(inverted.len()))
+                    .filter(|(address, _)| !(own..own + page.len() as u64).contains(address))
+                    .filter(|(_, window)| window.iter().zip(inverted).all(|(byte, inverse)| *byte == !inverse))
                     .count();
             }
             at += (length - inverted.len().min(length - 1)) as u64;

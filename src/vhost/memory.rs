@@ -183,7 +183,7 @@ mod tests {
         assert!(table.with(info(0x4000, 0x9000, 0x2000), file(0x1000)).is_err());
         assert!(table.with(info(u64::MAX - 0xfff, 0x9000, 0x2000), file(0x2000)).is_err());
         assert!(table.with(info(0x4000, u64::MAX - 0xfff, 0x2000), file(0x2000)).is_err());
-        let beyond = RegionInfo { file_offset: u64::MAX & !0xfff, ..info(0x4000, 0x9000, 0x1000) };
+        let beyond = RegionInfo { file_offset: !0xfff, ..info(0x4000, 0x9000, 0x1000) };
         assert!(table.with(beyond, file(0x1000)).is_err());
         assert!(table.with(info(0x4000, 0x9000, 0), file(0)).is_err());
     }

@@ -144,7 +144,7 @@ fn load(bytes: &[u8; 16]) -> __m128i {
 }
 
 /// Each word the sum of itself and the words before it, and of `turned`: four iterations of the
-/// expansion's w[i] = w[i-8] + w[i-1] at once.
+/// expansion's `w[i] = w[i-8] + w[i-1]` at once.
 #[target_feature(enable = "aes")]
 fn sum_of_words(mut words: __m128i, turned: __m128i) -> __m128i {
     words = _mm_xor_si128(words, _mm_slli_si128::<4>(words));
