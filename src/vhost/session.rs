@@ -203,8 +203,8 @@ impl VhostUserBackendReqHandlerMut for Session {
         let mut space = vec![0; CONFIG_SPACE_BYTES_MAX];
         let config = self.disk.config();
         space[..config.len()].copy_from_slice(&config);
-        let end = (offset as usize).saturating_add(size as usize);
-        match space.get(offset as usize..end) {
+        let start = config_offset(offset);
+        match space.get(start..start.saturating_add(size as usize)) {
             Some(bytes) => Ok(bytes.to_vec()),
             None => Err(SessionError::Config { offset, len: size as usize }.into()),
         }
@@ -213,7 +213,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     fn set_config(&mut self, offset: u32, bytes: &[u8], _flags: VhostUserConfigFlags) -> VhostResult<()> {
         let negotiated = features::has(self.disk.accepted_features(), VIRTIO_BLK_F_CONFIG_WCE);
         match bytes {
-            [value @ (0 | 1)] if offset as usize == WRITEBACK_OFFSET && negotiated => {
+            [value @ (0 | 1)] if config_offset(offset) == WRITEBACK_OFFSET && negotiated => {
                 self.disk.set_writeback(*value == 1);
                 Ok(())
             }
@@ -285,6 +285,13 @@ impl Session {
     }
 }
 
+/// Where in the configuration space an offset of a message points. The specification counts from
+/// the space's beginning, as QEMU does; front ends on the `vhost` crate, Cloud Hypervisor among
+/// them, count from where virtio-mmio has the space, 0x100.
+fn config_offset(offset: u32) -> usize {
+    offset.checked_sub(MMIO_CONFIG_OFFSET).unwrap_or(offset) as usize
+}
+
 /// Requests whose failure is reported by REPLY_ACK rather than by the lack of an answer.
 const ACKNOWLEDGED: &[FrontendReq] = &[
     FrontendReq::SET_FEATURES,
@@ -303,5 +310,6 @@ const ACKNOWLEDGED: &[FrontendReq] = &[
 const NEED_REPLY: u32 = 1 << 3;
 /// VHOST_USER_MAX_CONFIG_SIZE.
 const CONFIG_SPACE_BYTES_MAX: usize = 256;
+const MMIO_CONFIG_OFFSET: u32 = 0x100;
 /// What the kernel's vhost has, and front ends expect.
 const MEMORY_SLOTS_MAX: u64 = 509;

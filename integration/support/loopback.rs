@@ -1,0 +1,77 @@
+//! Loop devices: a block device with the sector size that a test wants, which counts the flushes
+//! that reach it, and a file system on it. Needs root.
+
+use std::fs;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A loop device over a sparse file; detached on drop.
+pub struct LoopDevice {
+    /// The device node.
+    pub path: PathBuf,
+    backing: PathBuf,
+}
+
+impl LoopDevice {
+    /// A device of `size` bytes whose backing file lies in `folder`.
+    pub fn attach(folder: &Path, size: u64, sector_size: u32) -> Self {
+        let backing = folder.join(format!("loop-{sector_size}"));
+        let file = File::create(&backing).expect("a backing file");
+        file.set_len(size).expect("sizing the backing file");
+        let output = run(Command::new("losetup")
+            .args(["--find", "--show", "--direct-io=off", "--sector-size"])
+            .arg(sector_size.to_string())
+            .arg(&backing));
+        Self { path: PathBuf::from(output.trim()), backing }
+    }
+
+    /// How many flush requests the device has completed.
+    pub fn flushes(&self) -> u64 {
+        let name = self.path.file_name().expect("a device name");
+        let path = Path::new("/sys/block").join(name).join("stat");
+        let stat = fs::read_to_string(path).expect("the device's statistics");
+        // The sixteenth number, of the kernel's Documentation/block/stat.rst.
+        let flushes = stat.split_whitespace().nth(15).expect("a flush counter");
+        flushes.parse().expect("a number")
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.path).output();
+        let _ = fs::remove_file(&self.backing);
+    }
+}
+
+/// A mounted ext4; unmounted on drop, before its device is detached.
+pub struct Mount {
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// The device it is on.
+    pub device: LoopDevice,
+}
+
+impl Mount {
+    /// Makes a file system on `device` and mounts it on a new folder in `folder`.
+    pub fn ext4(device: LoopDevice, folder: &Path) -> Self {
+        let path = folder.join("mount");
+        fs::create_dir(&path).expect("a mount point");
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096"]).arg(&device.path));
+        run(Command::new("mount").arg(&device.path).arg(&path));
+        Self { path, device }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.path).output();
+    }
+}
+
+/// Runs a command that must succeed, and returns its stdout.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
+    assert!(output.status.success(), "{command:?} failed: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
