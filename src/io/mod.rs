@@ -6,7 +6,7 @@
 //!
 //! Two engines do the same work: [`uring`] where the kernel allows `io_uring`, and [`threads`], a
 //! pool of plain `preadv`/`pwritev`, where it does not (Kubernetes' default seccomp profile forbids
-//! it). [`file`] decides between direct and buffered I/O; [`buffer`] keeps the aligned buffers.
+//! it). [`mod@file`] decides between direct and buffered I/O; [`buffer`] keeps the aligned buffers.
 
 pub mod buffer;
 pub mod file;
@@ -107,7 +107,7 @@ pub trait Engine {
     /// Takes one operation; its completion will carry `token`. `segments` is empty for operations
     /// that move no bytes, and holds at most [`SEGMENTS_MAX`] of them otherwise.
     ///
-    /// At most `depth` operations (see [`Kind::engine`]) may be in flight.
+    /// At most `depth` operations (see [`Engines::engine`]) may be in flight.
     ///
     /// # Safety
     ///

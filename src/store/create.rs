@@ -245,9 +245,8 @@ mod tests {
     fn a_failed_creation_leaves_nothing() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("disk");
-        // No file system holds a file this long.
-        let too_large = superblock((1 << 63) - 512);
-        let error = create(&dir, &too_large, None).unwrap_err();
+        let missing = parent.path().join("no such device");
+        let error = create(&dir, &superblock(1024), Some(&missing)).unwrap_err();
         assert!(matches!(error, StoreError::Io { .. }), "{error}");
         assert!(!dir.exists());
         create(&dir, &superblock(1024), None).unwrap();

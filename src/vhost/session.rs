@@ -1,6 +1,6 @@
 //! The conversation with one front end, from its first message to its last.
 //!
-//! The `vhost` crate reads and checks messages and calls the [`Session`]; what they mean for rings
+//! The `vhost` crate reads and checks messages and calls the `Session`; what they mean for rings
 //! and memory is decided in [`super::rings`] and [`super::memory`]. A message that asks for
 //! something impossible is answered with an error and changes nothing. If the front end did not ask
 //! for an answer, or the conversation itself is broken, the connection ends: the front end would
