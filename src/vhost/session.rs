@@ -15,9 +15,10 @@ use std::time::Duration;
 
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
-    FrontendReq, VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
-    VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
+    FrontendReq, VHOST_USER_CONFIG_OFFSET, VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags,
+    VhostUserInflight, VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags,
+    VhostUserVringState,
 };
 use vhost::vhost_user::{
     BackendReqHandler, Error as VhostError, GpuBackend, Result as VhostResult, VhostUserBackendReqHandlerMut,
@@ -25,7 +26,7 @@ use vhost::vhost_user::{
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_CONFIG_WCE;
 
 use super::SessionError;
-use super::memory::{MemoryTable, RegionInfo};
+use super::memory::{MEMORY_SLOTS_MAX, MemoryTable, RegionInfo};
 use super::rings::{RingAddresses, Rings};
 use crate::device::config::WRITEBACK_OFFSET;
 use crate::device::{Disk, features};
@@ -199,6 +200,8 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> VhostResult<Vec<u8>> {
+        // Cloud Hypervisor counts from where the space lies in a virtio-mmio device, 0x100.
+        let offset = offset.checked_sub(VHOST_USER_CONFIG_OFFSET).unwrap_or(offset);
         // Fields beyond what the device has read as zeros, up to the largest space there can be.
         let mut space = vec![0; CONFIG_SPACE_BYTES_MAX];
         let config = self.disk.config();
@@ -238,7 +241,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_max_mem_slots(&mut self) -> VhostResult<u64> {
-        Ok(MEMORY_SLOTS_MAX)
+        Ok(MEMORY_SLOTS_MAX as u64)
     }
 
     fn add_mem_region(
@@ -303,5 +306,3 @@ const ACKNOWLEDGED: &[FrontendReq] = &[
 const NEED_REPLY: u32 = 1 << 3;
 /// VHOST_USER_MAX_CONFIG_SIZE.
 const CONFIG_SPACE_BYTES_MAX: usize = 256;
-/// What the kernel's vhost has, and front ends expect.
-const MEMORY_SLOTS_MAX: u64 = 509;
