@@ -2,7 +2,7 @@
 
 use vhost::vhost_user::VhostUserFrontend;
 
-use super::scene::{Answer, PLAYGROUND, Parts, Scene};
+use super::scene::{Answer, PLAYGROUND, PLAYGROUND_LENGTH, Parts, Scene};
 use crate::support::configuration::Configuration;
 use crate::support::guest::Guest;
 use crate::support::memory::{BASE, Region};
@@ -32,7 +32,7 @@ fn add_region(guest: &mut Guest) {
 /// Fills the first ring with writes and reads whose buffers lie in the second region.
 fn submit_into_other(guest: &mut Guest) -> usize {
     let mut count = 0;
-    for index in 0..20 {
+    for index in 0..PLAYGROUND_LENGTH as u64 / 16384 {
         let kind = if index % 2 == 0 { OUT } else { IN };
         let parts = guest.parts(&Request::bare(kind, PLAYGROUND / 512 + index * 32));
         let data = OTHER + index * 16384;

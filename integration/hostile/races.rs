@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
-use super::scene::{PLAYGROUND, SIZE, Scene, content};
+use super::scene::{PLAYGROUND, PLAYGROUND_LENGTH, SIZE, Scene, content};
 use crate::support::configuration::Configuration;
 use crate::support::guest::Guest;
 use crate::support::request::{IN, OUT, Request, UNTOUCHED};
@@ -139,10 +139,10 @@ fn descriptor_rewritten_while_in_flight(configuration: Configuration) {
     let length_and_flags = |length: u32, flags: u64| u64::from(length) | flags << 32 | 2 << 48;
     let words = vec![
         length_and_flags(4096, 1),
-        length_and_flags(u32::MAX, 1),
+        length_and_flags(1 << 31, 1),
         length_and_flags(4096, 1),
         length_and_flags(0, 1),
-        length_and_flags(1 << 20, 1),
+        length_and_flags(PLAYGROUND_LENGTH as u32, 1),
     ];
     let first = Scribbler::words(&guest, entry, addresses);
     let second = Scribbler::words(&guest, entry + 8, words);

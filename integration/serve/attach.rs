@@ -3,9 +3,11 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -141,7 +143,8 @@ fn volume_that_is_not_whole(configuration: Configuration) {
         assert_refused(&mut command(&volume, &socket), "volume.json");
     }
     fs::remove_file(&superblock).expect("removing the superblock");
-    assert_refused(&mut command(&volume, &socket), "volume.json");
+    let name = volume.directory().display().to_string();
+    assert_refused(&mut command(&volume, &socket), &name);
     fs::write(&superblock, &whole).expect("restoring the superblock");
 
     let data = fs::File::options().write(true).open(volume.data_path()).expect("the data file");
@@ -158,7 +161,6 @@ fn volume_that_is_not_whole(configuration: Configuration) {
 
     let elsewhere = volume.folder().join("elsewhere");
     fs::rename(volume.directory(), &elsewhere).expect("moving the volume");
-    let name = volume.directory().display().to_string();
     assert_refused(&mut command(&volume, &socket), &name);
     fs::rename(&elsewhere, volume.directory()).expect("restoring the volume");
 
@@ -212,6 +214,10 @@ fn socket_of_another_process_is_left_alone(configuration: Configuration) {
     assert_refused(&mut command(&volume, &socket), &name);
     assert_eq!(fs::metadata(&socket).expect("the socket").ino(), inode);
     drop(listener);
+    // A process that another test is just starting holds the listener until it runs its program.
+    while UnixStream::connect(&socket).is_ok() {
+        thread::sleep(Duration::from_millis(1));
+    }
     // Now that nobody listens any more, the file is stale.
     let mut child = command(&volume, &socket).spawn().expect("a server");
     drop(crate::support::guest::Guest::connect(&socket));
@@ -227,7 +233,7 @@ fn arguments_that_make_no_sense_are_usage_errors() {
     let wrong: [&[&str]; 7] = [
         &["--queues", "0"],
         &["--queues", "65"],
-        &["--queues", "-1"],
+        &["--queues=-1"],
         &["--queues", "many"],
         &["--serial", "longer than twenty bytes"],
         &["--no-encryption"],
@@ -238,7 +244,7 @@ fn arguments_that_make_no_sense_are_usage_errors() {
         let output = serve.args(arguments).output().expect("running sealblk");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(stderr.contains(arguments[0]), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(&arguments[0][..8]), "{arguments:?}: {stderr}");
     }
     let mut serve = with_key(&volume, &socket, Some(&volume.key_path()));
     let output = serve.args(["--engine", "steam"]).output().expect("sealblk");

@@ -99,12 +99,12 @@ fn ends_cleanly_with_requests_in_flight(configuration: Configuration) {
 fn comes_back_after_being_killed(configuration: Configuration) {
     let volume = Volume::create(configuration, SIZE);
     let data = pattern(2, 1 << 20);
-    let first = Served::start(&volume);
+    let mut first = Served::start(&volume);
     let socket = first.socket().to_owned();
     let mut guest = first.guest();
     guest.write(0, &data);
     guest.flush();
-    first.signal(libc::SIGKILL);
+    first.kill();
     drop(guest);
 
     // The socket that it left behind is stale, and so is its lock.

@@ -98,6 +98,7 @@ pub struct Ring {
     /// Written by the device when it stops the ring.
     pub error: EventFd,
     event_idx: bool,
+    stopped: bool,
     next_available: Wrapping<u16>,
     last_kicked: Wrapping<u16>,
     next_used: Wrapping<u16>,
@@ -119,6 +120,7 @@ impl Ring {
             call: event(),
             error: event(),
             event_idx,
+            stopped: false,
             next_available: Wrapping(0),
             last_kicked: Wrapping(0),
             next_used: Wrapping(0),
@@ -260,6 +262,9 @@ impl Ring {
             if let Some(used) = self.take(memory) {
                 return Outcome::Used(used);
             }
+            if self.stopped {
+                return Outcome::Stopped;
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "no completion and no error event came");
             let mut events = [&self.call, &self.error].map(|event| libc::pollfd {
@@ -273,15 +278,9 @@ impl Ring {
             if events[0].revents != 0 {
                 let _ = self.call.read();
             } else if events[1].revents != 0 {
-                let _ = self.error.read();
-                // A completion that came before the stop still counts.
-                return self.take(memory).map_or(Outcome::Stopped, Outcome::Used);
+                // What was completed before the stop still counts: look for it once more.
+                self.stopped = self.error.read().is_ok();
             }
         }
-    }
-
-    /// Whether the error event has been raised, without waiting.
-    pub fn is_stopped(&self) -> bool {
-        self.error.read().is_ok()
     }
 }

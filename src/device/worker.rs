@@ -227,6 +227,10 @@ impl<'a> Service<'a> {
             let (parser, limits) = (&mut self.parser, &self.limits);
             let Some(parsed) = self.ring.pop(|memory, chain| parser.parse(memory, chain, limits))? else { break };
             taken = true;
+            if self.faults != sigbus::fault_count() {
+                // What was parsed may be the zeros that took the place of what the guest wrote.
+                return Err(ServiceError::MemoryVanished);
+            }
             match parsed {
                 Ok(request) => self.begin(request)?,
                 Err(error @ ChainError::Broken { .. }) => return Err(error.into()),

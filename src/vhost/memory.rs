@@ -99,6 +99,9 @@ impl MemoryTable {
     }
 
     fn of(mut regions: Vec<Arc<Region>>, changed: RegionInfo) -> Result<Self, SessionError> {
+        if regions.len() > MEMORY_SLOTS_MAX {
+            return Err(refuse(changed, format!("there are {MEMORY_SLOTS_MAX} regions already")));
+        }
         regions.sort_by_key(|region| region.info.guest_address);
         if regions.is_empty() {
             return Ok(Self::default());
@@ -133,6 +136,9 @@ impl Region {
 fn refuse(info: RegionInfo, reason: impl ToString) -> SessionError {
     SessionError::Memory { address: info.guest_address, size: info.size, reason: reason.to_string() }
 }
+
+/// The most regions: what the kernel's vhost has, and front ends expect.
+pub const MEMORY_SLOTS_MAX: usize = 509;
 
 #[cfg(test)]
 mod tests {

@@ -25,7 +25,7 @@ use vhost::vhost_user::{
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_CONFIG_WCE;
 
 use super::SessionError;
-use super::memory::{MemoryTable, RegionInfo};
+use super::memory::{MEMORY_SLOTS_MAX, MemoryTable, RegionInfo};
 use super::rings::{RingAddresses, Rings};
 use crate::device::config::WRITEBACK_OFFSET;
 use crate::device::{Disk, features};
@@ -238,7 +238,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_max_mem_slots(&mut self) -> VhostResult<u64> {
-        Ok(MEMORY_SLOTS_MAX)
+        Ok(MEMORY_SLOTS_MAX as u64)
     }
 
     fn add_mem_region(
@@ -311,5 +311,3 @@ const NEED_REPLY: u32 = 1 << 3;
 /// VHOST_USER_MAX_CONFIG_SIZE.
 const CONFIG_SPACE_BYTES_MAX: usize = 256;
 const MMIO_CONFIG_OFFSET: u32 = 0x100;
-/// What the kernel's vhost has, and front ends expect.
-const MEMORY_SLOTS_MAX: u64 = 509;
