@@ -5,6 +5,10 @@ use std::fs;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::PATIENCE;
 
 /// A loop device over a sparse file; detached on drop.
 pub struct LoopDevice {
@@ -65,7 +69,15 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.path).output();
+        // The kernel closes the files of an io_uring process a moment after the process has ended.
+        let deadline = Instant::now() + PATIENCE;
+        while !Command::new("umount").arg(&self.path).output().is_ok_and(|output| output.status.success()) {
+            if Instant::now() > deadline {
+                eprintln!("{} could not be unmounted", self.path.display());
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
