@@ -183,7 +183,11 @@ pub struct Engines {
 enum Source {
     Uring,
     Threads(ThreadPool),
+    Other(Box<MakeEngine>),
 }
+
+/// Makes an engine for the calling thread, for at most as many operations at once as it is told.
+pub type MakeEngine = dyn Fn(usize) -> std::io::Result<Box<dyn Engine>> + Send + Sync;
 
 impl Engines {
     /// Engines of `kind` over `file`.
@@ -198,11 +202,17 @@ impl Engines {
         Ok(Self { file, source })
     }
 
+    /// Engines that `make` makes, which may do with the operations on `file` what they like.
+    pub fn made_by(make: Box<MakeEngine>, file: Arc<BlockFile>) -> Self {
+        Self { file, source: Source::Other(make) }
+    }
+
     /// The engine of the calling thread, for at most `depth` operations at once.
     pub fn engine(&self, depth: usize) -> std::io::Result<Box<dyn Engine>> {
         Ok(match &self.source {
             Source::Uring => Box::new(uring::UringEngine::new(self.file.clone(), depth)?),
             Source::Threads(pool) => Box::new(pool.engine()?),
+            Source::Other(make) => make(depth)?,
         })
     }
 

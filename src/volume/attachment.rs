@@ -30,15 +30,20 @@ impl Attachment {
     /// Opens the data file of `volume` and starts engines of `kind` on it.
     pub fn new(volume: Volume, kind: Kind, read_only: bool) -> io::Result<Self> {
         let file = Arc::new(BlockFile::open(volume.data_path(), read_only, volume.sector_size_bytes() as usize)?);
-        let engines = Engines::new(kind, file)?;
-        Ok(Self {
+        Ok(Self::with_engines(volume, Engines::new(kind, file)?, read_only))
+    }
+
+    /// Puts `volume` in service over engines that may not store anything in its data file: what
+    /// the rest costs can be measured so.
+    pub fn with_engines(volume: Volume, engines: Engines, read_only: bool) -> Self {
+        Self {
             volume,
             engines,
             read_only,
             zeroing: AtomicU8::new(Zeroing::PunchHole as u8),
             flush_failed: AtomicBool::new(false),
             errors: AtomicU64::new(0),
-        })
+        }
     }
 
     /// The volume.
