@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CARGO_TARGET_DIR)/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-.PHONY: build demo test fmt lint doc audit bench packages
+.PHONY: build demo test test-aarch64 fmt lint doc audit bench bench-without-vaes packages
 
 build: packages
 	cargo build --release
@@ -16,6 +16,11 @@ demo: packages
 
 test: packages fmt lint doc
 	cargo test --no-fail-fast
+
+# The cipher on the other architecture, under emulation: a Debian of its own is made once, in the
+# target folder (1.8 GB).
+test-aarch64: packages
+	.ci/test-aarch64
 
 fmt:
 	cargo fmt --check
@@ -39,9 +44,14 @@ $(CARGO_DENY):
 	cargo install cargo-deny --version $(CARGO_DENY_VERSION) --locked --root $(dir $(@D))
 
 # Ratios count, not numbers: both benchmarks measure others beside sealblk in the same run.
+# OpenSSL is built anew, once, for its newest code.
 bench: packages
-	cargo bench --bench xts
-	cargo bench --bench datapath
+	OPENSSL_NO_VENDOR=0 cargo bench --bench xts
+	OPENSSL_NO_VENDOR=0 cargo bench --bench datapath
+
+# The cipher as on a CPU with AES-NI alone.
+bench-without-vaes: packages
+	cargo bench --manifest-path benches/without-vaes/Cargo.toml --bench xts
 
 packages:
 	@.ci/install-packages

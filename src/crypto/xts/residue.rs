@@ -138,8 +138,8 @@ fn inverse_mix_columns(mut key: [u8; 16]) -> [u8; 16] {
 /// In GF(2^8) modulo x^8 + x^4 + x^3 + x + 1 (§4.2).
 fn product(a: u8, b: u8) -> u8 {
     (0..8).rev().fold(0, |sum: u8, bit| {
-        let doubled = sum << 1 ^ (sum >> 7) * 0x1b;
-        doubled ^ (b >> bit & 1) * a
+        let doubled = (sum << 1) ^ ((sum >> 7) * 0x1b);
+        doubled ^ ((b >> bit & 1) * a)
     })
 }
 
