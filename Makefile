@@ -1,11 +1,15 @@
 # `make demo` shows sealblk at work; `make test` proves it. Each target installs what it needs: Debian
-# packages (with sudo when you are not root) and, for the audit, one tool from crates.io.
+# packages (with sudo when you are not root) and, for the audit and for fuzzing, a tool from crates.io.
 
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CARGO_TARGET_DIR)/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-.PHONY: build demo test fmt lint doc audit bench packages
+CARGO_FUZZ_VERSION := 0.13.1
+CARGO_FUZZ := $(CARGO_TARGET_DIR)/tools/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
+FUZZ_SECONDS ?= 60
+
+.PHONY: build demo test fmt lint doc audit bench fuzz packages
 
 build: packages
 	cargo build --release
@@ -42,6 +46,20 @@ $(CARGO_DENY):
 bench: packages
 	cargo bench --bench xts
 	cargo bench --bench datapath
+
+# Idle volumes and many of them: takes minutes, and fails where a target is missed.
+bench-volumes: packages
+	cargo bench --bench volumes
+
+# Request parsing over random guest memory, from the corpus on. What it finds stays in the target folder.
+# The sanitizers are switches of nightly Rust; RUSTC_BOOTSTRAP lets a stable one have them.
+fuzz: packages $(CARGO_FUZZ)
+	mkdir -p $(CARGO_TARGET_DIR)/fuzz/corpus
+	RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz $(CARGO_FUZZ) run request \
+		$(CARGO_TARGET_DIR)/fuzz/corpus fuzz/corpus/request -- -max_total_time=$(FUZZ_SECONDS)
+
+$(CARGO_FUZZ):
+	cargo install cargo-fuzz --version $(CARGO_FUZZ_VERSION) --locked --root $(dir $(@D))
 
 packages:
 	@.ci/install-packages
