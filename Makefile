@@ -9,7 +9,7 @@ CARGO_FUZZ_VERSION := 0.13.1
 CARGO_FUZZ := $(CARGO_TARGET_DIR)/tools/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
 FUZZ_SECONDS ?= 60
 
-.PHONY: build demo test fmt lint doc audit bench fuzz packages
+.PHONY: build demo test fmt lint doc audit bench bench-volumes fuzz packages
 
 build: packages
 	cargo build --release
