@@ -10,11 +10,12 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Outcome;
 use super::fio::Fio;
-use super::load::{self, Random, Sample};
-use super::machine;
-use super::scratch::{Program, Scratch, finish};
+use super::harness::Outcome;
+use super::harness::machine;
+use super::harness::random::Random;
+use super::harness::scratch::{Program, Scratch, finish};
+use super::load::{self, Sample};
 use super::setting::Setting;
 use super::workload::{WORKLOADS, Workload};
 

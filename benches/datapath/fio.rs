@@ -8,9 +8,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::Outcome;
+use super::harness::Outcome;
+use super::harness::scratch::Program;
 use super::load::Sample;
-use super::scratch::Program;
 use super::workload::Workload;
 
 /// `fio` with a full file.

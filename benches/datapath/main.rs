@@ -12,23 +12,19 @@
 
 mod backend;
 mod fio;
+#[path = "../harness/mod.rs"]
+mod harness;
 mod load;
-mod machine;
 mod report;
-mod scratch;
 mod setting;
-mod statistics;
 mod workload;
 
-use std::error::Error;
-
 use backend::Backend;
+use harness::Outcome;
+use harness::scratch::{self, Scratch};
 use load::Sample;
 use report::Report;
-use scratch::Scratch;
 use setting::Setting;
-
-type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 fn main() {
     if let Err(error) = run() {
@@ -42,7 +38,7 @@ fn run() -> Outcome<()> {
     scratch::remove_on_signals()?;
     let mut reports = Vec::new();
     for place in &setting.places {
-        let scratch = Scratch::create(place, &setting)?;
+        let scratch = Scratch::create(place, setting.bytes_needed())?;
         let backends = Backend::start_all(&scratch, &setting)?;
         let report = Report::new(&setting, &scratch, &backends, measure(&setting, &backends)?);
         report.print();

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::Outcome;
 use super::backend::{Backend, Kind};
+use super::harness::Outcome;
+use super::harness::machine;
+use super::harness::scratch::Scratch;
+use super::harness::statistics::Spread;
 use super::load::Sample;
-use super::machine;
-use super::scratch::Scratch;
 use super::setting::Setting;
-use super::statistics::Spread;
 use super::workload::Workload;
 
 /// The results of one place.

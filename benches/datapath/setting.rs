@@ -12,11 +12,11 @@
 //! | `BASELINE` | none | another `sealblk` binary, to be measured beside this one |
 //! | `OUT` | `benchmarks` in the target folder | where to put `datapath.json` |
 
-use std::env::{self, VarError};
 use std::path::{Path, PathBuf};
 
-use super::Outcome;
 use super::backend::{self, Kind};
+use super::harness::Outcome;
+use super::harness::setting::{number, text};
 use super::workload::{WORKLOADS, Workload};
 
 /// What to measure.
@@ -65,22 +65,10 @@ impl Setting {
             out: text("OUT")?.map_or_else(|| target.join("benchmarks"), PathBuf::from),
         })
     }
-}
 
-fn text(name: &str) -> Outcome<Option<String>> {
-    match env::var(name) {
-        Ok(text) if text.is_empty() => Ok(None),
-        Ok(text) => Ok(Some(text)),
-        Err(VarError::NotPresent) => Ok(None),
-        Err(VarError::NotUnicode(_)) => Err(format!("{name}: this is not UTF-8").into()),
-    }
-}
-
-fn number(name: &str, default: f64, min: f64, max: f64) -> Outcome<f64> {
-    let Some(text) = text(name)? else { return Ok(default) };
-    match text.parse::<f64>() {
-        Ok(number) if (min..=max).contains(&number) => Ok(number),
-        _ => Err(format!("{name}={text}: it must be a number from {min} to {max}").into()),
+    /// What all disks take, with what stands beside the data.
+    pub fn bytes_needed(&self) -> u64 {
+        self.backends.len() as u64 * (self.size + (16 << 20))
     }
 }
 

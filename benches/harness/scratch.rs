@@ -1,4 +1,4 @@
-//! A folder for the disks, and the programs that work on it: nothing of either is left behind.
+//! A folder to work in, and the programs that work there: nothing of either is left behind.
 //!
 //! A program is killed when its [`Program`] is dropped, and by the kernel when this process ends in
 //! whatever way (`PR_SET_PDEATHSIG`). A folder goes when its [`Scratch`] is dropped, and on SIGINT
@@ -19,9 +19,8 @@ use tempfile::TempDir;
 
 use super::Outcome;
 use super::machine;
-use super::setting::Setting;
 
-/// A folder for the disks of one place.
+/// A folder that goes with all that is in it.
 pub struct Scratch {
     folder: TempDir,
     /// What kind of file system it lies on.
@@ -29,24 +28,19 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// A new folder in `place`, which must have room for all disks.
-    pub fn create(place: &Path, setting: &Setting) -> Outcome<Self> {
+    /// A new folder in `place`, in which there must be room for `needed` bytes.
+    pub fn create(place: &Path, needed: u64) -> Outcome<Self> {
         let told = |error: io::Error| format!("{}: {error}", place.display());
-        let needed = setting.backends.len() as u64 * (setting.size + (16 << 20));
         let free = machine::free_bytes(place).map_err(told)?;
         if free < needed {
-            let place = place.display();
-            return Err(format!(
-                "{place}: {} MiB are needed and {} MiB are free: set DIR to another folder or SIZE_MIB to less",
-                needed >> 20,
-                free >> 20
-            )
-            .into());
+            let [needed, free] = [needed, free].map(|bytes| bytes >> 20);
+            return Err(format!("{}: {needed} MiB are needed and {free} MiB are free", place.display()).into());
         }
+        let tmpfs = machine::is_tmpfs(place).map_err(told)?;
         let mut to_be_removed = to_be_removed();
         let folder = tempfile::Builder::new().prefix("sealblk-bench-").tempdir_in(place).map_err(told)?;
         to_be_removed.folders.push(folder.path().to_owned());
-        Ok(Self { folder, tmpfs: machine::is_tmpfs(place).map_err(told)? })
+        Ok(Self { folder, tmpfs })
     }
 
     /// The folder.
@@ -171,7 +165,7 @@ pub fn remove_on_signals() -> Outcome<()> {
         }
         for folder in &registered.folders {
             if let Err(error) = fs::remove_dir_all(folder) {
-                eprintln!("datapath: {} is left behind: {error}", folder.display());
+                eprintln!("{} is left behind: {error}", folder.display());
             }
         }
         std::process::exit(128 + signal);
