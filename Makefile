@@ -1,11 +1,15 @@
 # `make demo` shows sealblk at work; `make test` proves it. Each target installs what it needs: Debian
-# packages (with sudo when you are not root) and, for the audit, one tool from crates.io.
+# packages (with sudo when you are not root) and, for the audit and for fuzzing, a tool from crates.io.
 
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CARGO_TARGET_DIR)/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-.PHONY: build demo test test-aarch64 fmt lint doc audit bench bench-without-vaes packages
+CARGO_FUZZ_VERSION := 0.13.1
+CARGO_FUZZ := $(CARGO_TARGET_DIR)/tools/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
+FUZZ_SECONDS ?= 60
+
+.PHONY: build demo test test-aarch64 fmt lint doc audit bench bench-volumes bench-without-vaes fuzz packages
 
 build: packages
 	cargo build --release
@@ -43,15 +47,31 @@ audit: $(CARGO_DENY)
 $(CARGO_DENY):
 	cargo install cargo-deny --version $(CARGO_DENY_VERSION) --locked --root $(dir $(@D))
 
-# Ratios count, not numbers: both benchmarks measure others beside sealblk in the same run.
-# OpenSSL is built anew, once, for its newest code.
+# Ratios count, not numbers: most benchmarks measure others beside sealblk in the same run.
+# OpenSSL is built for them, once, in a few minutes: its newest code is faster than Debian's.
+bench bench-volumes: export OPENSSL_NO_VENDOR = 0
 bench: packages
-	OPENSSL_NO_VENDOR=0 cargo bench --bench xts
-	OPENSSL_NO_VENDOR=0 cargo bench --bench datapath
+	cargo bench --bench xts
+	cargo bench --bench datapath
+	cargo bench --bench ceiling
 
-# The cipher as on a CPU with AES-NI alone.
+# The cipher as on a CPU that has AES-NI and no VAES.
 bench-without-vaes: packages
-	cargo bench --manifest-path benches/without-vaes/Cargo.toml --bench xts
+	cargo bench --locked --manifest-path benches/without-vaes/Cargo.toml --bench xts
+
+# Idle volumes and many of them: takes minutes, and fails where a target is missed.
+bench-volumes: packages
+	cargo bench --bench volumes
+
+# Request parsing over random guest memory, from the corpus on. What it finds stays in the target folder.
+# The sanitizers are switches of nightly Rust; RUSTC_BOOTSTRAP lets a stable one have them.
+fuzz: packages $(CARGO_FUZZ)
+	mkdir -p $(CARGO_TARGET_DIR)/fuzz/corpus
+	RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz $(CARGO_FUZZ) run request \
+		$(CARGO_TARGET_DIR)/fuzz/corpus fuzz/corpus/request -- -max_total_time=$(FUZZ_SECONDS)
+
+$(CARGO_FUZZ):
+	cargo install cargo-fuzz --version $(CARGO_FUZZ_VERSION) --locked --root $(dir $(@D))
 
 packages:
 	@.ci/install-packages

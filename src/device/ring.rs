@@ -9,9 +9,10 @@ use std::sync::atomic::Ordering;
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _, Permissions};
 
 use super::GuestMemory;
+use crate::io::segments::Segment;
 
 /// A ring that cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -28,13 +29,27 @@ pub enum RingError {
 pub struct Ring {
     queue: Queue,
     memory: Arc<GuestMemory>,
+    /// Where its three parts lie in this process.
+    parts: Vec<Segment>,
     used_since_notified: bool,
 }
 
 impl Ring {
     /// A ring over a queue that is ready and valid in `memory`.
     pub fn new(queue: Queue, memory: Arc<GuestMemory>) -> Self {
-        Self { queue, memory, used_since_notified: false }
+        let entries = usize::from(queue.size());
+        let parts = [
+            (queue.desc_table(), 16 * entries),
+            (queue.avail_ring(), 6 + 2 * entries),
+            (queue.used_ring(), 6 + 8 * entries),
+        ];
+        let parts = parts.into_iter().flat_map(|(address, len)| segments(&memory, address, len)).collect();
+        Self { queue, memory, parts, used_since_notified: false }
+    }
+
+    /// Whether the memory of the ring itself has vanished.
+    pub fn is_lost(&self) -> bool {
+        self.parts.iter().any(Segment::is_lost)
     }
 
     /// How many descriptors it has.
@@ -106,4 +121,11 @@ impl Ring {
             .map_err(virtio_queue::Error::GuestMemory)?;
         Ok(u16::from_le(flags))
     }
+}
+
+/// The host addresses of what is mapped of a range of guest memory.
+fn segments(memory: &GuestMemory, address: u64, len: usize) -> Vec<Segment> {
+    let slices = memory.get_slices(GuestAddress(address), len, Permissions::ReadWrite);
+    let slices = slices.into_iter().flatten().map_while(Result::ok);
+    slices.map(|slice| Segment::new(slice.ptr_guard_mut().as_ptr(), slice.len())).collect()
 }

@@ -186,7 +186,8 @@ impl<'a> Service<'a> {
         self.ring.disable_kicks()?;
         while !self.stopping() {
             let busy = self.take()? | self.settle()?;
-            if self.faults != sigbus::fault_count() {
+            // What this thread found missing, or another queue's that shares a page with this ring.
+            if self.faults != sigbus::fault_count() || self.ring.is_lost() {
                 return Err(ServiceError::MemoryVanished);
             }
             if busy {

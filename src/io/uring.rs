@@ -261,6 +261,15 @@ fn make(entries: u32) -> io::Result<IoUring> {
             Some(libc::EINVAL) => IoUring::builder().setup_clamp().setup_cqsize(entries.max(8) * 2).build(entries),
             _ => Err(error),
         })
+        .map_err(|error| match error.raw_os_error() {
+            // A bare "out of memory" would send its reader looking for the wrong thing.
+            Some(libc::ENOMEM) => io::Error::new(
+                io::ErrorKind::OutOfMemory,
+                "no memory for an io_uring: raise RLIMIT_MEMLOCK, against which the rings of all processes of this \
+                 user count (`ulimit -l`, systemd LimitMEMLOCK=), grant CAP_IPC_LOCK, or serve with --engine threads",
+            ),
+            _ => error,
+        })
 }
 
 /// Tokens from here on are those of poll requests; keys of flights are far below.

@@ -474,6 +474,10 @@ impl Lane {
         }
         self.waiting.retain(|&waiting| waiting != key);
         let mut request = self.requests.remove(key);
+        if request.segments.iter().any(Segment::is_lost) {
+            // Another thread found it missing: what was read from it, or into it, is not the guest's.
+            request.error.get_or_insert(Errno(libc::EFAULT));
+        }
         request.segments.clear();
         self.spare.push(request.segments);
         let result = request.error.map_or(Ok(()), Err);
