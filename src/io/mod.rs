@@ -4,12 +4,15 @@
 //! and hands back one [`Completion`] for each, in any order. An operation is done whole or has
 //! failed: short transfers are continued inside the engine, so nobody above sees one.
 //!
-//! Two engines do the same work: [`uring`] where the kernel allows `io_uring`, and [`threads`], a
-//! pool of plain `preadv`/`pwritev`, where it does not (Kubernetes' default seccomp profile forbids
-//! it). [`mod@file`] decides between direct and buffered I/O; [`buffer`] keeps the aligned buffers.
+//! Three engines do the same work: [`uring`] where the kernel allows `io_uring`; [`threads`], a pool
+//! of plain `preadv`/`pwritev`, where it does not (Kubernetes' default seccomp profile forbids it);
+//! and [`inline`] for files in memory, where nothing waits. [`mod@file`] decides between direct and
+//! buffered I/O; [`buffer`] keeps the aligned buffers.
 
+mod blocking;
 pub mod buffer;
 pub mod file;
+pub mod inline;
 pub mod segments;
 pub mod sigbus;
 pub mod threads;
@@ -17,6 +20,7 @@ pub mod uring;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -119,12 +123,33 @@ pub trait Engine {
     /// Never waits for an operation.
     fn drive(&mut self, completions: &mut Vec<Completion>) -> std::io::Result<()>;
 
+    /// How it likes its work.
+    fn habits(&self) -> Habits {
+        Habits::default()
+    }
+
     /// Operations that were submitted and not yet reaped.
     fn in_flight(&self) -> usize;
 
     /// Passes on what was submitted, then sleeps until a completion can be reaped or one of
     /// `wakers`, at most [`WAKERS_MAX`] and the same at every call, is readable. May return early.
     fn wait(&mut self, wakers: &[BorrowedFd<'_>]) -> std::io::Result<()>;
+}
+
+/// How an engine likes its work. Nothing fails when this is passed over; it only takes longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Habits {
+    /// How many operations to submit before its completions are looked at.
+    pub burst_max: usize,
+    /// The most bytes that one transfer should move: a multiple of every sector size.
+    pub transfer_bytes_max: usize,
+}
+
+impl Default for Habits {
+    /// As many and as long as they come.
+    fn default() -> Self {
+        Self { burst_max: usize::MAX, transfer_bytes_max: usize::MAX }
+    }
 }
 
 /// The most segments that one operation may have (`IOV_MAX` of Linux).
@@ -140,12 +165,17 @@ pub enum Kind {
     Uring,
     /// A pool of threads.
     Threads,
+    /// The queue's own thread.
+    Inline,
 }
 
 impl Kind {
-    /// The engine this machine allows: `io_uring` if a ring can be made, the thread pool otherwise,
-    /// with the reason why not.
-    pub fn detect() -> (Self, Option<std::io::Error>) {
+    /// The engine that suits the file at `path`: the queue's own thread for a file in memory;
+    /// otherwise `io_uring` if a ring can be made, the thread pool if not, with the reason why not.
+    pub fn detect(path: &Path) -> (Self, Option<std::io::Error>) {
+        if file::is_in_memory(path) {
+            return (Self::Inline, None);
+        }
         match uring::probe() {
             Ok(()) => (Self::Uring, None),
             Err(error) => (Self::Threads, Some(error)),
@@ -158,6 +188,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Uring => "io-uring",
             Self::Threads => "threads",
+            Self::Inline => "inline",
         })
     }
 }
@@ -169,7 +200,8 @@ impl FromStr for Kind {
         match text {
             "io-uring" => Ok(Self::Uring),
             "threads" => Ok(Self::Threads),
-            _ => Err(format!("unknown engine {text:?}: io-uring or threads")),
+            "inline" => Ok(Self::Inline),
+            _ => Err(format!("unknown engine {text:?}: io-uring, threads or inline")),
         }
     }
 }
@@ -183,6 +215,7 @@ pub struct Engines {
 enum Source {
     Uring,
     Threads(ThreadPool),
+    Inline,
     Other(Box<MakeEngine>),
 }
 
@@ -198,6 +231,7 @@ impl Engines {
                 Source::Uring
             }
             Kind::Threads => Source::Threads(ThreadPool::new(file.clone())?),
+            Kind::Inline => Source::Inline,
         };
         Ok(Self { file, source })
     }
@@ -212,6 +246,7 @@ impl Engines {
         Ok(match &self.source {
             Source::Uring => Box::new(uring::UringEngine::new(self.file.clone(), depth)?),
             Source::Threads(pool) => Box::new(pool.engine()?),
+            Source::Inline => Box::new(inline::InlineEngine::new(self.file.clone())),
             Source::Other(make) => make(depth)?,
         })
     }
