@@ -5,8 +5,7 @@
 //! would hand the same copy to a kernel thread, and the pool to one of its own.
 //!
 //! As operations take their time while they are submitted, few should come at once, so that the
-//! driver gets the first back while the next are done; and they should be short, so that what was
-//! copied is still in the CPU's cache when it is decrypted.
+//! driver gets the first back while the next are done.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -15,7 +14,7 @@ use std::sync::Arc;
 use super::blocking::{perform, wait_for};
 use super::file::BlockFile;
 use super::segments::Segment;
-use super::{Completion, Engine, Habits, Operation};
+use super::{Completion, Engine, Operation};
 
 /// Does each operation at once.
 pub struct InlineEngine {
@@ -42,8 +41,8 @@ impl Engine for InlineEngine {
         Ok(())
     }
 
-    fn habits(&self) -> Habits {
-        Habits { burst_max: 8, transfer_bytes_max: super::uring::tune("PIECE", 32) * 1024 }
+    fn burst_max(&self) -> usize {
+        BURST_MAX
     }
 
     fn in_flight(&self) -> usize {
@@ -57,3 +56,5 @@ impl Engine for InlineEngine {
         wait_for(None, wakers)
     }
 }
+
+const BURST_MAX: usize = 8;

@@ -123,9 +123,10 @@ pub trait Engine {
     /// Never waits for an operation.
     fn drive(&mut self, completions: &mut Vec<Completion>) -> std::io::Result<()>;
 
-    /// How it likes its work.
-    fn habits(&self) -> Habits {
-        Habits::default()
+    /// How many operations to submit before [`drive`](Self::drive) is called. Nothing fails when there
+    /// are more; it only takes longer.
+    fn burst_max(&self) -> usize {
+        usize::MAX
     }
 
     /// Operations that were submitted and not yet reaped.
@@ -134,22 +135,6 @@ pub trait Engine {
     /// Passes on what was submitted, then sleeps until a completion can be reaped or one of
     /// `wakers`, at most [`WAKERS_MAX`] and the same at every call, is readable. May return early.
     fn wait(&mut self, wakers: &[BorrowedFd<'_>]) -> std::io::Result<()>;
-}
-
-/// How an engine likes its work. Nothing fails when this is passed over; it only takes longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Habits {
-    /// How many operations to submit before its completions are looked at.
-    pub burst_max: usize,
-    /// The most bytes that one transfer should move: a multiple of every sector size.
-    pub transfer_bytes_max: usize,
-}
-
-impl Default for Habits {
-    /// As many and as long as they come.
-    fn default() -> Self {
-        Self { burst_max: usize::MAX, transfer_bytes_max: usize::MAX }
-    }
 }
 
 /// The most segments that one operation may have (`IOV_MAX` of Linux).

@@ -306,12 +306,3 @@ const QUEUED_MAX: usize = 32;
 /// Calls of `drive` that an entry waits for company before it is passed on.
 const QUEUED_ROUNDS_MAX: u32 = 2;
 const IORING_ENTER_GETEVENTS: u32 = 1;
-
-/// TEMPORARY
-pub fn tune(name: &str, default: usize) -> usize {
-    use std::sync::OnceLock;
-    static V: OnceLock<std::collections::HashMap<String, usize>> = OnceLock::new();
-    *V.get_or_init(|| std::env::vars().filter_map(|(k, v)| Some((k, v.parse().ok()?))).collect())
-        .get(name)
-        .unwrap_or(&default)
-}

@@ -33,7 +33,6 @@ pub struct Lane {
     requests: Slab<Request>,
     pieces: Slab<Piece>,
     waiting: VecDeque<usize>,
-    transfer_bytes_max: usize,
     ended: Vec<Completion>,
     completions: Vec<Completion>,
     spare: Vec<Vec<Segment>>,
@@ -80,11 +79,8 @@ struct Piece {
 }
 
 enum Action {
-    /// A read straight into the request's segments: into all of them, or into a part of one.
-    ReadInPlace {
-        start: usize,
-        part: Option<Segment>,
-    },
+    /// A read straight into the request's segments.
+    ReadInPlace,
     /// A read into a buffer, to be copied to the segments from `cursor` on.
     Read {
         buffer: Buffer,
@@ -110,7 +106,6 @@ impl Lane {
     pub(super) fn new(attachment: Arc<Attachment>, engine: Box<dyn Engine>) -> Self {
         Self {
             attachment,
-            transfer_bytes_max: engine.habits().transfer_bytes_max,
             engine,
             buffers: BufferPool::new(BUFFERED_BYTES_MAX),
             requests: Slab::new(),
@@ -184,7 +179,7 @@ impl Lane {
 
     /// How many requests to start before [`drive`](Self::drive) is called.
     pub fn burst_max(&self) -> usize {
-        self.engine.habits().burst_max
+        self.engine.burst_max()
     }
 
     /// Requests that have not ended.
@@ -243,7 +238,16 @@ impl Lane {
         match self.requests[key].kind {
             Kind::Read | Kind::Write if self.requests[key].bytes == 0 => true,
             Kind::Read | Kind::Write if self.goes_in_place(key) => {
-                self.issue_in_place(key);
+                let request = &mut self.requests[key];
+                request.issued = request.bytes;
+                let (offset, durable) = (request.offset, request.durable);
+                let (operation, action) = match request.kind {
+                    Kind::Read => (Operation::Read { offset }, Action::ReadInPlace),
+                    _ => (Operation::Write { offset, durable }, Action::WriteInPlace),
+                };
+                let segments = std::mem::take(&mut request.segments);
+                self.submit(key, operation, &segments, action);
+                self.requests[key].segments = segments;
                 true
             }
             Kind::Read => self.issue_buffered(key, Self::issue_read),
@@ -271,40 +275,10 @@ impl Lane {
         request.segments.iter().all(|segment| segment.is_aligned(file.memory_align(), unit))
     }
 
-    fn issue_in_place(&mut self, key: usize) {
-        let request = &mut self.requests[key];
-        let (kind, offset, durable, bytes) = (request.kind, request.offset, request.durable, request.bytes);
-        let operation = |start| {
-            let offset = offset + start as u64;
-            match kind {
-                Kind::Read => Operation::Read { offset },
-                _ => Operation::Write { offset, durable },
-            }
-        };
-        let action = |start, part| match kind {
-            Kind::Read => Action::ReadInPlace { start, part },
-            _ => Action::WriteInPlace,
-        };
-        request.issued = bytes;
-        if bytes <= self.transfer_bytes_max {
-            let segments = std::mem::take(&mut request.segments);
-            self.submit(key, operation(0), &segments, action(0, None));
-            self.requests[key].segments = segments;
-            return;
-        }
-        let mut start = 0;
-        loop {
-            let request = &mut self.requests[key];
-            let Some(part) = request.cursor.take(&request.segments, self.transfer_bytes_max) else { return };
-            self.submit(key, operation(start), &[part], action(start, Some(part)));
-            start += part.len;
-        }
-    }
-
     fn issue_buffered(&mut self, key: usize, issue: fn(&mut Self, usize, Buffer, usize)) -> bool {
         loop {
             let request = &self.requests[key];
-            let len = (request.bytes - request.issued).min(BUFFER_BYTES_MAX).min(self.transfer_bytes_max);
+            let len = (request.bytes - request.issued).min(BUFFER_BYTES_MAX);
             if len == 0 || request.error.is_some() {
                 return true;
             }
@@ -441,9 +415,8 @@ impl Lane {
         let request = &self.requests[key];
         let mut unit = request.offset / unit_bytes as u64;
         match action {
-            Action::ReadInPlace { start, part } => {
-                unit += (start / unit_bytes) as u64;
-                for segment in request.target(part) {
+            Action::ReadInPlace => {
+                for segment in &request.segments {
                     // SAFETY: whoever started the request keeps its segments writable, and
                     // `goes_in_place` found each a multiple of the unit.
                     unsafe { sectors::open(xts, segment.base, segment.len, unit_bytes, unit) };
@@ -488,7 +461,7 @@ impl Lane {
             }
             // What arrived of the ciphertext is of no use to the guest.
             // SAFETY: whoever started the request keeps its segments writable.
-            Action::ReadInPlace { part, .. } if error != Errno(libc::EFAULT) => unsafe { clear(request.target(part)) },
+            Action::ReadInPlace if error != Errno(libc::EFAULT) => unsafe { clear(&request.segments) },
             _ => {}
         }
     }
@@ -518,13 +491,6 @@ impl Lane {
 
     fn unit_bytes(&self) -> usize {
         self.attachment.volume().sector_size_bytes() as usize
-    }
-}
-
-impl Request {
-    /// Where a read in place goes: into all segments, or the part.
-    fn target<'a>(&'a self, part: &'a Option<Segment>) -> &'a [Segment] {
-        part.as_ref().map_or(&self.segments, std::slice::from_ref)
     }
 }
 
