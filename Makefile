@@ -42,10 +42,11 @@ audit: $(CARGO_DENY)
 $(CARGO_DENY):
 	cargo install cargo-deny --version $(CARGO_DENY_VERSION) --locked --root $(dir $(@D))
 
-# Ratios count, not numbers: both benchmarks measure others beside sealblk in the same run.
+# Ratios count, not numbers: most benchmarks measure others beside sealblk in the same run.
 bench: packages
 	cargo bench --bench xts
 	cargo bench --bench datapath
+	cargo bench --bench ceiling
 
 # Idle volumes and many of them: takes minutes, and fails where a target is missed.
 bench-volumes: packages

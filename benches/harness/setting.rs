@@ -1,0 +1,24 @@
+//! Environment variables: read, checked, and told of when they are wrong.
+
+use std::env::{self, VarError};
+
+use super::Outcome;
+
+/// The variable's text; empty is as good as not set.
+pub fn text(name: &str) -> Outcome<Option<String>> {
+    match env::var(name) {
+        Ok(text) if text.is_empty() => Ok(None),
+        Ok(text) => Ok(Some(text)),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => Err(format!("{name}: this is not UTF-8").into()),
+    }
+}
+
+/// The variable's number, within its bounds.
+pub fn number(name: &str, default: f64, min: f64, max: f64) -> Outcome<f64> {
+    let Some(text) = text(name)? else { return Ok(default) };
+    match text.parse::<f64>() {
+        Ok(number) if (min..=max).contains(&number) => Ok(number),
+        _ => Err(format!("{name}={text}: it must be a number from {min} to {max}").into()),
+    }
+}
