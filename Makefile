@@ -43,6 +43,7 @@ bench: packages
 	cargo bench --bench xts
 	cargo bench --bench datapath
 	cargo bench --bench ceiling
+	cargo bench --bench instructions
 
 packages:
 	@.ci/install-packages
