@@ -47,6 +47,7 @@ bench: packages
 	cargo bench --bench xts
 	cargo bench --bench datapath
 	cargo bench --bench ceiling
+	cargo bench --bench instructions
 
 # Idle volumes and many of them: takes minutes, and fails where a target is missed.
 bench-volumes: packages
