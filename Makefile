@@ -9,7 +9,7 @@ CARGO_FUZZ_VERSION := 0.13.1
 CARGO_FUZZ := $(CARGO_TARGET_DIR)/tools/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
 FUZZ_SECONDS ?= 60
 
-.PHONY: build demo test fmt lint doc audit bench bench-volumes fuzz packages
+.PHONY: build demo test test-aarch64 fmt lint doc audit bench bench-volumes bench-without-vaes fuzz packages
 
 build: packages
 	cargo build --release
@@ -20,6 +20,11 @@ demo: packages
 
 test: packages fmt lint doc
 	cargo test --no-fail-fast
+
+# The cipher on the other architecture, under emulation: a Debian of its own is made once, in the
+# target folder (1.8 GB).
+test-aarch64: packages
+	.ci/test-aarch64
 
 fmt:
 	cargo fmt --check
@@ -43,11 +48,17 @@ $(CARGO_DENY):
 	cargo install cargo-deny --version $(CARGO_DENY_VERSION) --locked --root $(dir $(@D))
 
 # Ratios count, not numbers: most benchmarks measure others beside sealblk in the same run.
+# OpenSSL is built for them, once, in a few minutes: its newest code is faster than Debian's.
+bench bench-volumes: export OPENSSL_NO_VENDOR = 0
 bench: packages
 	cargo bench --bench xts
 	cargo bench --bench datapath
 	cargo bench --bench ceiling
 	cargo bench --bench instructions
+
+# The cipher as on a CPU that has AES-NI and no VAES.
+bench-without-vaes: packages
+	cargo bench --locked --manifest-path benches/without-vaes/Cargo.toml --bench xts
 
 # Idle volumes and many of them: takes minutes, and fails where a target is missed.
 bench-volumes: packages
