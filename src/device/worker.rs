@@ -147,7 +147,8 @@ impl<'a> Service<'a> {
     fn new(disk: &'a Disk, start: Start, lane: Lane, control: &'a Control) -> Self {
         let ring = Ring::new(start.queue, start.memory);
         Self {
-            burst_max: lane.burst_max(),
+            // Even a driver that always has another chain ready must let other things happen.
+            burst_max: lane.burst_max().min(ring.size().into()),
             lane,
             limits: disk.limits(ring.size()),
             ring,
@@ -306,7 +307,7 @@ impl<'a> Service<'a> {
         if any {
             self.patience.gave_back();
         }
-        if self.ring.take_notification()? {
+        if self.ring.publish()? {
             self.call.notify();
         }
         Ok(any)
