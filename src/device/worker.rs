@@ -226,7 +226,8 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// Takes what is available, as far as it may be in flight at once and suits the engine. True if there was anything.
+    /// Takes what is available, as far as it may be in flight at once and suits the engine. True if
+    /// there was anything.
     fn take(&mut self) -> Result<bool, ServiceError> {
         let mut taken = false;
         for _ in 0..self.burst_max {

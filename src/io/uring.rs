@@ -90,7 +90,7 @@ impl UringEngine {
         self.queued += 1;
     }
 
-    /// Hands the submission queue to the kernel, or says why not: the next call of `drive` fails then.
+    /// Hands the submission queue to the kernel, or says why not: `wait` fails then.
     fn pass_on(&mut self) {
         if let Err(error) = self.enter(0) {
             log::error!("io_uring of {}: {error}", self.file.path().display());
@@ -100,11 +100,11 @@ impl UringEngine {
     /// Submits what is queued and runs deferred completions.
     fn enter(&mut self, min_complete: u32) -> io::Result<()> {
         let to_submit = self.ring.submission().len() as u32;
-        (self.queued, self.queued_rounds) = (0, 0);
         // SAFETY: no argument beyond the flags is passed.
         let result = unsafe {
             self.ring.submitter().enter::<libc::sigset_t>(to_submit, min_complete, IORING_ENTER_GETEVENTS, None)
         };
+        (self.queued, self.queued_rounds) = (self.ring.submission().len(), 0);
         match result {
             Ok(_) => Ok(()),
             // A signal, or completions to reap first: both are over by the next call.
