@@ -54,6 +54,7 @@ bench: packages
 	cargo bench --bench xts
 	cargo bench --bench datapath
 	cargo bench --bench ceiling
+	cargo bench --bench instructions
 
 # The cipher as on a CPU that has AES-NI and no VAES.
 bench-without-vaes: packages

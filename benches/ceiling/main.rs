@@ -1,7 +1,7 @@
 //! How fast sealblk could be if disk and front end cost nothing.
 //!
 //! The whole back end runs in this process, from the vhost-user socket to the cipher, over an
-//! [`engine`] that stores nothing and completes at once. A [`driver`] of our own drives the ring
+//! engine that stores nothing and completes at once. A [`driver`] of our own drives the ring
 //! from another core: it never sleeps, and kicks only when the device asks. What is left is what
 //! sealblk itself spends on a request: the ring, the parser, the lane and the cipher.
 //!
@@ -9,7 +9,6 @@
 //! temporary folder), in which nothing is stored.
 
 mod driver;
-mod engine;
 #[path = "../harness/mod.rs"]
 mod harness;
 // A part of it is used.
@@ -36,9 +35,9 @@ use sealblk::volume::attachment::Attachment;
 use sealblk::volume::{Creation, Volume};
 
 use driver::Driver;
-use engine::{Nowhere, Trace};
 use harness::Outcome;
 use harness::machine;
+use harness::nowhere::{Nowhere, Trace};
 use harness::scratch::{self, Scratch};
 use harness::setting;
 use harness::statistics::Spread;

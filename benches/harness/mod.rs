@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod machine;
+pub mod nowhere;
 pub mod random;
 pub mod scratch;
 pub mod setting;

@@ -13,10 +13,11 @@
 //! Environment: `IDLE_SECONDS` (60), `PACED_SECONDS` a round (5), `VOLUMES` (200), `DIR` for the
 //! volumes (the build's own temporary folder).
 
+#[path = "../harness/mod.rs"]
+mod harness;
 mod process;
 mod served;
 
-use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,10 +25,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use harness::statistics::Spread;
+use harness::{Outcome, machine, setting};
 use process::{Memory, Usage};
 use served::{FrontEnd, Home, Server};
-
-type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
     let run = Bench::new().and_then(|mut bench| match bench.run() {
@@ -59,16 +60,13 @@ impl Bench {
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             signal_hook::flag::register(signal, interrupted.clone())?;
         }
-        let number = |name: &str, default: u64| -> Outcome<u64> {
-            std::env::var(name)
-                .map_or(Ok(default), |text| Ok(text.parse().map_err(|error| format!("{name}: {error}"))?))
-        };
-        let dir = std::env::var_os("DIR").map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
+        let seconds = |name: &str, default: f64| setting::number(name, default, 1.0, 3600.0);
+        let dir = setting::text("DIR")?.map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
         Ok(Self {
             home: Home::new(&dir)?,
-            idle: Duration::from_secs(number("IDLE_SECONDS", 60)?.max(1)),
-            paced: Duration::from_secs(number("PACED_SECONDS", 5)?.max(1)),
-            volumes: number("VOLUMES", 200)?.max(1) as usize,
+            idle: Duration::from_secs_f64(seconds("IDLE_SECONDS", 60.0)?),
+            paced: Duration::from_secs_f64(seconds("PACED_SECONDS", 5.0)?),
+            volumes: setting::number("VOLUMES", 200.0, 1.0, 1000.0)? as usize,
             interrupted,
             misses: Vec::new(),
         })
@@ -76,8 +74,7 @@ impl Bench {
 
     fn run(&mut self) -> Outcome<()> {
         let cores = thread::available_parallelism()?;
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-        println!("{cores} cores, Linux {}", kernel.trim());
+        println!("{cores} cores ({}), Linux {}", machine::processor(), machine::kernel());
         self.idle_volumes()?;
         self.paced_requests()?;
         self.many_volumes()
@@ -173,7 +170,7 @@ impl Bench {
         println!("| --- | --- | --- | --- |");
         let mut cores = Vec::new();
         for (poll_us, round) in PACED_SETTINGS.iter().zip(&rounds) {
-            let middle = |value: fn(&Paced) -> f64| median(round.iter().map(value));
+            let middle = |value: fn(&Paced) -> f64| Spread::of(round.iter().map(value)).median;
             cores.push(middle(|round| round.cores));
             println!(
                 "| {poll_us} | {:.0} | {:.2} % | {:.0} µs |",
@@ -223,14 +220,14 @@ impl Bench {
             let switches = used.iter().map(|used| used.switches).sum::<u64>() as f64 / elapsed;
 
             let memory = running.iter().map(|(server, _)| Memory::of(server.pid())).collect::<Outcome<Vec<_>>>()?;
-            let middle = |value: fn(&Memory) -> u64| median(memory.iter().map(|memory| value(memory) as f64));
+            let middle =
+                |value: fn(&Memory) -> u64| Spread::of(memory.iter().map(|memory| value(memory) as f64)).median;
             let attach: Vec<f64> = running.iter().map(|(server, _)| server.attach.as_secs_f64() * 1e3).collect();
-            let (least, most) = attach.iter().fold((f64::MAX, 0.0), |(least, most), &ms| (ms.min(least), ms.max(most)));
+            let Spread { min, median, max } = Spread::of(attach.iter().copied());
             println!(
-                "| {stage} | {:.1} ms | {least:.1}, {:.1}, {most:.1} ms | {:.0} | {:.0} | {:.0} | {:.0} | {:.3} % of a \
+                "| {stage} | {:.1} ms | {min:.1}, {median:.1}, {max:.1} ms | {:.0} | {:.0} | {:.0} | {:.0} | {:.3} % of a \
                  core | {switches:.1} |",
                 attach[stage - 1],
-                median(attach.iter().copied()),
                 middle(|memory| memory.resident),
                 middle(|memory| memory.proportional),
                 middle(|memory| memory.private),
@@ -269,12 +266,6 @@ struct Paced {
     cores: f64,
     rate: f64,
     latency_us: f64,
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 const VOLUME_BYTES: u64 = 64 << 20;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use super::Outcome;
+use super::harness::Outcome;
 
 /// What the threads of a process have used so far.
 #[derive(Clone, Copy, Debug)]

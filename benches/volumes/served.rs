@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
 use tempfile::TempDir;
 
-use super::Outcome;
+use super::harness::Outcome;
 
 /// Where volumes and sockets lie; removed on drop.
 pub struct Home {

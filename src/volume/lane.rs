@@ -177,6 +177,11 @@ impl Lane {
         self.engine.wait(wakers)
     }
 
+    /// How many requests to start before [`drive`](Self::drive) is called.
+    pub fn burst_max(&self) -> usize {
+        self.engine.burst_max()
+    }
+
     /// Requests that have not ended.
     pub fn in_flight(&self) -> usize {
         self.requests.len() + self.ended.len()

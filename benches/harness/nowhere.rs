@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags};
 use sealblk::io::segments::Segment;
 use sealblk::io::{Completion, Engine, Operation};
 
-use super::harness::Outcome;
+use super::Outcome;
 
 /// Moves nothing.
 pub struct Nowhere {
