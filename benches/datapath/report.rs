@@ -1,4 +1,4 @@
-//! What came of it: a table for people, JSON for programs.
+//! What came of it: a table for people, JSON for programs, a picture for documents.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use super::harness::machine;
 use super::harness::scratch::Scratch;
 use super::harness::statistics::Spread;
 use super::load::Sample;
+use super::picture;
 use super::setting::Setting;
 use super::workload::Workload;
 
@@ -142,7 +143,7 @@ impl Report {
     }
 }
 
-/// Writes the JSON and says where.
+/// Writes the files and says where.
 pub fn write(reports: &[Report], folder: &Path) -> Outcome<()> {
     fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let json = json!({
@@ -150,10 +151,14 @@ pub fn write(reports: &[Report], folder: &Path) -> Outcome<()> {
         "kernel": machine::kernel(),
         "places": reports.iter().map(Report::json).collect::<Vec<_>>(),
     });
-    let path = folder.join("datapath.json");
-    fs::write(&path, serde_json::to_string_pretty(&json)? + "\n")
-        .map_err(|error| format!("{}: {error}", path.display()))?;
-    println!("\nwrote {}", path.display());
+    let files =
+        [("datapath.json", serde_json::to_string_pretty(&json)? + "\n"), ("datapath.svg", picture::draw(reports))];
+    println!();
+    for (name, content) in files {
+        let path = folder.join(name);
+        fs::write(&path, content).map_err(|error| format!("{}: {error}", path.display()))?;
+        println!("wrote {}", path.display());
+    }
     Ok(())
 }
 

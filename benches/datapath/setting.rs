@@ -3,14 +3,14 @@
 //! | variable | default | meaning |
 //! | --- | --- | --- |
 //! | `ROUNDS` | 5 | rounds |
-//! | `SECONDS` | 1 | length of each measurement |
+//! | `SECONDS` | 0.5 | length of each measurement |
 //! | `SIZE_MIB` | 1024 | size of each disk |
 //! | `DIR` | the build's own temporary folder, then `/dev/shm` | where to put the disks, one place |
 //! | `WORKLOADS` | all | some of them: parts of their ids, with commas between |
 //! | `BACKENDS` | all | some of them: parts of their ids, with commas between |
 //! | `SEALBLK_ARGS` | none | further arguments for `sealblk serve` |
 //! | `BASELINE` | none | another `sealblk` binary, to be measured beside this one |
-//! | `OUT` | `benchmarks` in the target folder | where to put `datapath.json` |
+//! | `OUT` | `benchmarks` in the target folder | where to put `datapath.json` and `datapath.svg` |
 
 use std::path::{Path, PathBuf};
 
@@ -53,7 +53,7 @@ impl Setting {
         }
         Ok(Self {
             rounds: number("ROUNDS", 5.0, 1.0, 1000.0)? as usize,
-            seconds: number("SECONDS", 1.0, 0.05, 3600.0)?,
+            seconds: number("SECONDS", 0.5, 0.05, 3600.0)?,
             size: (number("SIZE_MIB", 1024.0, 16.0, 1024.0 * 1024.0)? as u64) << 20,
             places: match text("DIR")? {
                 Some(dir) => vec![dir.into()],
