@@ -1,11 +1,15 @@
 # `make demo` shows sealblk at work; `make test` proves it. Each target installs what it needs: Debian
-# packages (with sudo when you are not root) and, for the audit, one tool from crates.io.
+# packages (with sudo when you are not root) and, for the audit and for fuzzing, a tool from crates.io.
 
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(CARGO_TARGET_DIR)/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-.PHONY: build demo test fmt lint doc audit bench packages
+CARGO_FUZZ_VERSION := 0.13.1
+CARGO_FUZZ := $(CARGO_TARGET_DIR)/tools/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
+FUZZ_SECONDS ?= 60
+
+.PHONY: build demo test test-aarch64 fmt lint doc audit bench bench-volumes bench-without-vaes fuzz packages
 
 build: packages
 	cargo build --release
@@ -16,6 +20,11 @@ demo: packages
 
 test: packages fmt lint doc
 	cargo test --no-fail-fast
+
+# The cipher on the other architecture, under emulation: a Debian of its own is made once, in the
+# target folder (1.8 GB).
+test-aarch64: packages
+	.ci/test-aarch64
 
 fmt:
 	cargo fmt --check
@@ -38,15 +47,35 @@ audit: $(CARGO_DENY)
 $(CARGO_DENY):
 	cargo install cargo-deny --version $(CARGO_DENY_VERSION) --locked --root $(dir $(@D))
 
-# The cipher, the data path on a disk and on tmpfs, what sealblk itself costs, and instruction counts.
-# Ratios count, not numbers: the first two measure others beside sealblk in the same run. Building
-# comes first, so that nothing is measured beside a compiler. It takes about nine minutes.
+# The cipher, the data path on a disk and on tmpfs, what sealblk itself costs, and instruction counts:
+# seven minutes. Ratios count, not numbers: the first two measure others beside sealblk in the same run.
+# First everything is built, so that nothing is measured beside a compiler; OpenSSL too, once, in a few
+# minutes more: its newest code is faster than Debian's.
+bench bench-volumes: export OPENSSL_NO_VENDOR = 0
 bench: packages
-	cargo bench --no-run
+	cargo bench --no-run --bench xts --bench datapath --bench ceiling --bench instructions
 	cargo bench --bench xts -- --warm-up-time 0.2 --measurement-time 1 --sample-size 20
 	cargo bench --bench datapath
 	cargo bench --bench ceiling
 	cargo bench --bench instructions
+
+# The cipher as on a CPU that has AES-NI and no VAES.
+bench-without-vaes: packages
+	cargo bench --locked --manifest-path benches/without-vaes/Cargo.toml --bench xts
+
+# Idle volumes and many of them: takes minutes, and fails where a target is missed.
+bench-volumes: packages
+	cargo bench --bench volumes
+
+# Request parsing over random guest memory, from the corpus on. What it finds stays in the target folder.
+# The sanitizers are switches of nightly Rust; RUSTC_BOOTSTRAP lets a stable one have them.
+fuzz: packages $(CARGO_FUZZ)
+	mkdir -p $(CARGO_TARGET_DIR)/fuzz/corpus
+	RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz $(CARGO_FUZZ) run request \
+		$(CARGO_TARGET_DIR)/fuzz/corpus fuzz/corpus/request -- -max_total_time=$(FUZZ_SECONDS)
+
+$(CARGO_FUZZ):
+	cargo install cargo-fuzz --version $(CARGO_FUZZ_VERSION) --locked --root $(dir $(@D))
 
 packages:
 	@.ci/install-packages

@@ -11,6 +11,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use openssl::cipher::Cipher;
 use openssl::cipher_ctx::CipherCtx;
+use sealblk::crypto::self_test;
 use sealblk::crypto::xts::{Direction, Implementation, Xts, XtsKey};
 use xts_mode::{Xts128, get_tweak_default};
 
@@ -28,6 +29,7 @@ criterion_group! {
 criterion_main!(benches);
 
 fn xts(criterion: &mut Criterion) {
+    println!("beside {} and xts-mode", openssl::version::version());
     let key = XtsKey::generate().unwrap();
     for direction in [Direction::Encrypt, Direction::Decrypt] {
         for unit_size in [512, 4096] {
@@ -51,6 +53,7 @@ fn sealblk(
     unit_size: usize,
 ) {
     let xts = Xts::with_implementation(key, implementation).unwrap();
+    self_test::run(&xts, key).unwrap();
     let mut batch = vec![0; BATCH_BYTES];
     group.bench_function(format!("sealblk-{implementation}"), |bencher| {
         bencher.iter(|| match direction {

@@ -12,5 +12,6 @@ mod durability;
 mod layouts;
 mod library;
 mod memory;
+mod polling;
 mod sequences;
 mod space;

@@ -1,12 +1,14 @@
 //! Guest memory that is taken away: unregistered, replaced by less, or truncated under the device.
 
+use std::sync::atomic::Ordering;
+
 use vhost::vhost_user::VhostUserFrontend;
 
 use super::scene::{Answer, PLAYGROUND, PLAYGROUND_LENGTH, Parts, Scene};
 use crate::support::configuration::Configuration;
-use crate::support::guest::Guest;
+use crate::support::guest::{Guest, Options};
 use crate::support::memory::{BASE, Region};
-use crate::support::request::{FLUSH, IN, IOERR, OK, OUT, Request};
+use crate::support::request::{FLUSH, IN, IOERR, Layout, OK, OUT, Request};
 use crate::support::ring::{Descriptor, INDIRECT, Outcome};
 
 under_every_engine!(
@@ -16,11 +18,15 @@ under_every_engine!(
     buffers_truncated,
     buffers_truncated_under_requests,
     rings_truncated,
+    rings_in_one_file_of_which_one_is_cut_off,
+    rings_on_one_page_that_vanishes,
     status_and_header_truncated,
     memory_that_cannot_be_written,
 );
 
 const OTHER: u64 = BASE + (1 << 32);
+/// The last page of the first region.
+const LAST_PAGE: u64 = BASE + Options::CLOUD_HYPERVISOR.memory as u64 - 4096;
 
 /// A second region with room for buffers.
 fn add_region(guest: &mut Guest) {
@@ -126,7 +132,7 @@ fn buffers_truncated(configuration: Configuration) {
             let answer = guest.send(&[parts.header, data, parts.status], parts.status);
             let answers = [Answer::Status(IOERR), Answer::Stopped];
             assert!(answers.contains(&answer), "request {kind} at {offset}");
-            guest.assert_second_queue_answers();
+            guest.assert_second_queue_works();
             drop(guest);
             scene.served.assert_alive();
         }
@@ -151,7 +157,7 @@ fn buffers_truncated_under_requests(configuration: Configuration) {
         let count = submit_into_other(&mut guest);
         guest.memory.regions[1].truncate(0);
         take_answers(&mut guest, count);
-        guest.assert_second_queue_answers();
+        guest.assert_second_queue_works();
         drop(guest);
         scene.served.assert_alive();
     }
@@ -174,11 +180,70 @@ fn rings_truncated(configuration: Configuration) {
         guest.enable(0, true);
         guest.memory.regions[1].truncate(kept);
         guest.rings[0].kick_always();
-        guest.assert_second_queue_answers();
+        guest.rings[0].wait_for_stop();
+        guest.assert_second_queue_works();
         guest.rings[0].kick_always();
         drop(guest);
         scene.served.assert_alive();
     }
+    scene.assert_unharmed();
+}
+
+/// Lays a ring out anew at an address of the first region, which no buffer may have reached.
+fn move_ring(guest: &mut Guest, index: usize, address: u64) {
+    let base = guest.stop_queue(index);
+    let ring = &mut guest.rings[index];
+    ring.descriptors = address;
+    ring.available = address + 1024;
+    ring.used = address + 1280;
+    ring.set_available_index(&guest.memory, base);
+    guest.memory.word(ring.used + 2).store(base.to_le(), Ordering::Release);
+    guest.start_queue(index, base);
+    guest.enable(index, true);
+}
+
+/// All memory is one file. Cutting its end off takes the first queue's ring, while requests for it
+/// are in flight on the second.
+fn rings_in_one_file_of_which_one_is_cut_off(configuration: Configuration) {
+    let mut scene = Scene::new(configuration);
+    for _ in 0..5 {
+        let mut guest = scene.guest();
+        move_ring(&mut guest, 0, LAST_PAGE);
+        let chain: Vec<_> = (0..8)
+            .map(|index| {
+                let request = Request::read(index * 4096, 4096);
+                guest.submit(1, &request, &Layout::usual(&request))
+            })
+            .collect();
+        guest.kick(1);
+        guest.memory.regions[0].truncate(LAST_PAGE - BASE);
+        guest.rings[0].kick_always();
+        guest.rings[0].wait_for_stop();
+        for pending in &chain {
+            assert_eq!(guest.finish(pending).status, OK);
+        }
+        for _ in 0..20 {
+            guest.assert_second_queue_works();
+        }
+        drop(guest);
+        scene.served.assert_alive();
+    }
+    scene.assert_unharmed();
+}
+
+/// Whoever comes second to the page finds zeros instead of a fault, and must hear of it as well.
+fn rings_on_one_page_that_vanishes(configuration: Configuration) {
+    let mut scene = Scene::new(configuration);
+    let mut guest = scene.guest();
+    move_ring(&mut guest, 0, LAST_PAGE);
+    move_ring(&mut guest, 1, LAST_PAGE + 2048);
+    guest.assert_second_queue_works();
+    guest.memory.regions[0].truncate(LAST_PAGE - BASE);
+    for ring in &guest.rings {
+        ring.kick_always();
+        ring.wait_for_stop();
+    }
+    drop(guest);
     scene.assert_unharmed();
 }
 
@@ -197,7 +262,7 @@ fn status_and_header_truncated(configuration: Configuration) {
         let parts = guest.parts(&Request::bare(FLUSH, 0));
         let chain = choose(&parts);
         guest.send(&chain, parts.status).assert_refused();
-        guest.assert_second_queue_answers();
+        guest.assert_second_queue_works();
         drop(guest);
         scene.served.assert_alive();
     }

@@ -327,17 +327,27 @@ fn absurd_features(configuration: Configuration) {
         let request = FrontendReq::SET_FEATURES;
         assert_refused(&mut scene, &what, request, &payload, &[]);
     }
-    // A protocol feature that was not offered can be taken, and is of no use.
-    for bit in [2, 4, 7, 12, 30, 63] {
-        let payload = (1_u64 << bit | 1 << 3).to_le_bytes();
-        let mut wire = Wire::negotiated(scene.served.socket());
-        let request = FrontendReq::SET_PROTOCOL_FEATURES;
-        wire.acknowledged(request, &payload, &[]);
-        let inflight = pattern(1, 24);
-        wire.request(FrontendReq::GET_INFLIGHT_FD, &inflight, &[]);
-        wire.close();
-        scene.served.assert_alive();
+    // The whole offer, and with it each bit that is not in it.
+    let offered = 1 | 1 << 3 | 1 << 9 | 1 << 15;
+    let request = FrontendReq::SET_PROTOCOL_FEATURES;
+    let mut wire = Wire::negotiated(scene.served.socket());
+    assert_eq!(wire.acknowledged(request, &u64::to_le_bytes(offered), &[]), Some(0));
+    wire.close();
+    for bit in (0..64).filter(|bit| offered & 1 << bit == 0) {
+        let payload = (offered | 1 << bit).to_le_bytes();
+        let what = format!("protocol feature {bit}");
+        assert_refused(&mut scene, &what, request, &payload, &[]);
     }
+    // Who does not ask for an answer is cut off.
+    let mut wire = Wire::connect(scene.served.socket());
+    wire.request(FrontendReq::GET_FEATURES, &[], &[]);
+    wire.reply().expect("the back end's features");
+    wire.request(request, &u64::to_le_bytes(1 << 12), &[]);
+    wire.wait_for_close();
+    // A message of a feature that was not taken.
+    let mut wire = Wire::negotiated(scene.served.socket());
+    wire.request(FrontendReq::GET_INFLIGHT_FD, &pattern(1, 24), &[]);
+    wire.close();
     scene.assert_unharmed();
 }
 

@@ -147,20 +147,6 @@ impl Guest {
         assert!(read == content()[..4096], "the second queue reads nonsense");
     }
 
-    /// Checks that the second queue is served, or that it was stopped and said so: what a queue may
-    /// do when the front end takes memory away from all of them.
-    pub fn assert_second_queue_answers(&mut self) {
-        let parts = self.parts(&Request::read(0, 0));
-        let ring = &mut self.rings[1];
-        ring.add(&self.memory, &[parts.header, parts.room, parts.status]);
-        ring.kick_always();
-        if let Outcome::Used(_) = ring.outcome(&self.memory) {
-            assert_eq!(self.memory.read(parts.status.address, 1), [OK]);
-            let read = self.memory.read(parts.room.address, 4096);
-            assert!(read == content()[..4096], "the second queue reads nonsense");
-        }
-    }
-
     /// Starts the first ring anew, as a guest's driver does after a reset, and uses it.
     pub fn assert_first_queue_recovers(&mut self) {
         self.stop_queue(0);

@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -251,6 +252,43 @@ fn arguments_that_make_no_sense_are_usage_errors() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert_eq!(state(&volume), before);
     assert!(!socket.exists());
+}
+
+/// io_uring's rings count against a limit that an ordinary user meets with many volumes.
+#[test]
+fn memory_limit_that_holds_no_ring_is_named() {
+    let volume = Volume::create(Configuration::new("io-uring", false, 512), SIZE);
+    let (_folder, socket) = fresh_socket();
+    let mut serve = without_locked_memory(command(&volume, &socket));
+    let stderr = assert_refused(&mut serve, "RLIMIT_MEMLOCK");
+    assert!(stderr.contains("--engine threads"), "{stderr}");
+
+    // Left to choose, it takes the other engine.
+    let volume = Volume::create(Configuration::new("auto", false, 512), SIZE);
+    let mut child = without_locked_memory(command(&volume, &socket)).stderr(Stdio::piped()).spawn().expect("a server");
+    drop(crate::support::guest::Guest::connect(&socket));
+    child.kill().expect("ending the server");
+    let output = child.wait_with_output().expect("the server's end");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("threads engine"), "{stderr}");
+}
+
+/// The same command, for a process that may lock no memory, not even as root.
+fn without_locked_memory(mut command: Command) -> Command {
+    const CAP_IPC_LOCK: libc::c_ulong = 14;
+    let nothing = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls are allowed after a fork and read nothing but `nothing`. The first fails
+    // for those who do not have the capability in the first place.
+    unsafe {
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_CAPBSET_DROP, CAP_IPC_LOCK);
+            match libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const nothing) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    command
 }
 
 #[test]

@@ -1,8 +1,13 @@
 //! How a server ends, and how it comes back.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::time::Instant;
 
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
 use crate::support::configuration::Configuration;
 use crate::support::guest::{Guest, Options};
 use crate::support::pattern::pattern;
@@ -18,6 +23,7 @@ under_every_engine!(
     ends_cleanly_with_requests_in_flight,
     comes_back_after_being_killed,
     serves_one_front_end_after_another,
+    can_be_connected_to_as_soon_as_its_socket_is_there,
 );
 
 fn ends_cleanly_without_a_front_end(configuration: Configuration) {
@@ -133,5 +139,25 @@ fn serves_one_front_end_after_another(configuration: Configuration) {
     assert!(is_zero(&volume.data()[30 * 8192..]));
     for round in 0..30 {
         volume.assert_holds(round * 8192, &pattern(round, 8192));
+    }
+}
+
+fn can_be_connected_to_as_soon_as_its_socket_is_there(configuration: Configuration) {
+    let volume = Volume::create(configuration, SIZE);
+    let folder = TempDir::new().expect("a folder for the socket");
+    let socket = folder.path().join("blk.sock");
+    for round in 0..10 {
+        let mut child = command(&volume, &socket).stderr(Stdio::null()).spawn().expect("a server");
+        let deadline = Instant::now() + PATIENCE;
+        while !socket.exists() {
+            assert!(Instant::now() < deadline, "no socket came");
+        }
+        let connected = UnixStream::connect(&socket);
+        let pid = i32::try_from(child.id()).expect("a process id");
+        // SAFETY: no memory is involved; the child has not been waited for, so the id is its own.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        assert!(child.wait().expect("the server's end").success());
+        assert!(connected.is_ok(), "round {round}: {connected:?}");
+        assert_eq!(fs::read_dir(folder.path()).expect("the folder").count(), 0, "something was left");
     }
 }

@@ -1,10 +1,11 @@
 //! vhost-user messages as bytes: whatever a front end should not send.
 
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use vhost::vhost_user::Frontend;
 use vhost::vhost_user::message::FrontendReq;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -25,6 +26,15 @@ impl Wire {
     /// Connects, and sends nothing.
     pub fn connect(socket: &Path) -> Self {
         let stream = connect(socket);
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time limit on the socket");
+        Self { stream }
+    }
+
+    /// A second hand on the connection of a front end, which must not be in a conversation.
+    pub fn beside(frontend: &Frontend) -> Self {
+        // SAFETY: the descriptor is open as long as the front end is borrowed.
+        let connection = unsafe { BorrowedFd::borrow_raw(frontend.as_raw_fd()) };
+        let stream = UnixStream::from(connection.try_clone_to_owned().expect("another handle of the connection"));
         stream.set_read_timeout(Some(PATIENCE)).expect("a time limit on the socket");
         Self { stream }
     }

@@ -240,6 +240,15 @@ impl Ring {
         Some(Used { head, length })
     }
 
+    /// Waits until the device stops the ring, without a look at its memory.
+    pub fn wait_for_stop(&self) {
+        let mut event = libc::pollfd { fd: self.error.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let timeout = i32::try_from(PATIENCE.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: one pollfd structure that outlives the call.
+        unsafe { libc::poll(&raw mut event, 1, timeout) };
+        assert!(self.error.read().is_ok(), "no error event came");
+    }
+
     /// The next completion; the test fails if the device does not notify within [`PATIENCE`], or
     /// stops the ring.
     pub fn wait(&mut self, memory: &Memory) -> Used {

@@ -59,7 +59,7 @@ impl Served {
             })
         };
         let mut served = Self { child, socket, stderr, reader: Some(reader), _folder: folder };
-        served.wait_for("the socket", |served| is_listened_on(&served.socket));
+        served.wait_for("the socket", |served| served.socket.exists());
         served
     }
 
@@ -186,15 +186,6 @@ pub fn command(volume: &Volume, socket: &Path) -> Command {
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     command
-}
-
-/// Whether somebody listens on `socket`, found out without connecting. The file itself appears a
-/// moment earlier.
-fn is_listened_on(socket: &Path) -> bool {
-    let sockets = fs::read_to_string("/proc/net/unix").expect("the system's sockets");
-    let path = socket.to_str().expect("a path in UTF-8");
-    // Num RefCount Protocol Flags Type St Inode Path, where a listening socket has this flag.
-    sockets.lines().any(|line| line.ends_with(path) && line.split_whitespace().nth(3) == Some("00010000"))
 }
 
 fn status_field(pid: u32, field: &str) -> u64 {

@@ -39,10 +39,12 @@ pub struct ServeArgs {
     /// What the guest sees as the disk's serial number, at most 20 characters [default: from the volume's id]
     #[arg(long, value_name = "TEXT")]
     serial: Option<Serial>,
-    /// How to do I/O: io-uring, threads, or auto for the first of them that works here
+    /// How to do I/O: io-uring, threads, inline (in the queue's own thread), or auto: inline for a file in
+    /// memory, otherwise the first of the others that works here
     #[arg(long, default_value = "auto")]
     engine: EngineChoice,
-    /// The longest time in microseconds to watch an empty queue before sleeping; 0 never watches
+    /// The longest time in microseconds to watch for the next request before sleeping, while requests
+    /// take no longer than that themselves; 0 never watches
     #[arg(long, value_name = "TIME", default_value_t = POLL_US_DEFAULT, value_parser = clap::value_parser!(u64).range(0..=POLL_US_MAX))]
     poll_us: u64,
 }
@@ -73,7 +75,7 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     let volume = Volume::open(&args.dir, key.as_ref(), access)?;
     drop(key);
     let serial = args.serial.unwrap_or_else(|| default_serial(&volume));
-    let kind = engine(args.engine);
+    let kind = engine(args.engine, &volume);
     let failed = |source| CliError::Serve { dir: args.dir.clone(), source };
     let attachment = Attachment::new(volume, kind, args.read_only).map_err(failed)?;
     let disk = Arc::new(Disk::new(Arc::new(attachment), serial, args.queues));
@@ -92,11 +94,11 @@ fn stop_signal() -> io::Result<UnixStream> {
     Ok(read)
 }
 
-fn engine(choice: EngineChoice) -> Kind {
+fn engine(choice: EngineChoice, volume: &Volume) -> Kind {
     match choice {
         EngineChoice::Fixed(kind) => kind,
         EngineChoice::Auto => {
-            let (kind, obstacle) = Kind::detect();
+            let (kind, obstacle) = Kind::detect(volume.data_path());
             if let Some(obstacle) = obstacle {
                 log::info!("io_uring cannot be used here ({obstacle}): using {kind}");
             }
@@ -128,6 +130,7 @@ fn log_start(args: &ServeArgs, disk: &Disk, kind: Kind) {
     );
 }
 
-/// Watching made every measured workload on a disk slower: see docs/performance.md.
-const POLL_US_DEFAULT: u64 = 0;
+/// About what two wake-ups take: where a request takes less, watching more than doubles the speed, and
+/// it is left alone where one takes more. See docs/performance.md.
+const POLL_US_DEFAULT: u64 = 50;
 const POLL_US_MAX: u64 = 1000;

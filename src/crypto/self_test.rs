@@ -170,8 +170,12 @@ const BATCH_BYTES: usize = 64 * 1024;
 const MARGIN_BYTES: usize = 64;
 const MARGIN: u8 = 0x5a;
 /// Name, in place or not, offset of the result from the start of its buffer.
-const PLACES: [(&str, bool, usize); 3] =
-    [("in place", true, 0), ("in place, unaligned", true, SHIFT_MAX), ("buffer to buffer", false, 0)];
+const PLACES: [(&str, bool, usize); 4] = [
+    ("in place", true, 0),
+    ("in place, unaligned", true, SHIFT_MAX),
+    ("buffer to buffer", false, 0),
+    ("buffer to buffer, unaligned", false, SHIFT_MAX),
+];
 const SHIFT_MAX: usize = 7;
 const REFERENCE_STACK_BYTES: usize = 16 * 1024;
 

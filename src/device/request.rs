@@ -114,7 +114,11 @@ impl Parser {
         let head = chain.head_index();
         let well_formed = self.collect(memory, chain, limits)?;
         let status = self.take_status().ok_or(ChainError::NoStatus { head })?;
-        let command = if well_formed { self.command(limits) } else { Err(Status::IoError) };
+        let mut command = if well_formed { self.command(limits) } else { Err(Status::IoError) };
+        // After the header was read: it may be the zeros that took its place.
+        if self.readable.iter().any(Segment::is_lost) {
+            command = Err(Status::IoError);
+        }
         Ok(Request { head, status, command })
     }
 

@@ -1,17 +1,19 @@
-//! A split virtqueue (virtio 1.2 §2.7) as its worker sees it: chains come out, used elements go in,
-//! and the driver is notified once a batch, if it wants to be.
+//! A split virtqueue (virtio 1.2 §2.7) as its worker sees it: chains come out, used elements go in.
+//! A batch of them costs one update of the used ring's index and one notification, if the driver
+//! wants it.
 //!
 //! Every error here means that the driver broke the ring itself; the ring then says so and gives no
 //! more chains, and nothing outside the ring is touched.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Address as _, Bytes, GuestAddress, GuestMemory as _, Permissions};
 
 use super::GuestMemory;
+use crate::io::segments::Segment;
 
 /// A ring that cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -28,13 +30,28 @@ pub enum RingError {
 pub struct Ring {
     queue: Queue,
     memory: Arc<GuestMemory>,
-    used_since_notified: bool,
+    /// Where its three parts lie in this process.
+    parts: Vec<Segment>,
+    /// Elements pushed that the driver cannot see yet.
+    unpublished: u16,
 }
 
 impl Ring {
     /// A ring over a queue that is ready and valid in `memory`.
     pub fn new(queue: Queue, memory: Arc<GuestMemory>) -> Self {
-        Self { queue, memory, used_since_notified: false }
+        let entries = usize::from(queue.size());
+        let parts = [
+            (queue.desc_table(), 16 * entries),
+            (queue.avail_ring(), 6 + 2 * entries),
+            (queue.used_ring(), 6 + 8 * entries),
+        ];
+        let parts = parts.into_iter().flat_map(|(address, len)| segments(&memory, address, len)).collect();
+        Self { queue, memory, parts, unpublished: 0 }
+    }
+
+    /// Whether the memory of the ring itself has vanished.
+    pub fn is_lost(&self) -> bool {
+        self.parts.iter().any(Segment::is_lost)
     }
 
     /// How many descriptors it has.
@@ -66,22 +83,39 @@ impl Ring {
         Ok(self.queue.avail_idx(&*self.memory, Ordering::Acquire)?.0 != self.queue.next_avail())
     }
 
-    /// Gives a chain back, with `len` bytes written to its device-writable part.
+    /// Gives a chain back, with `len` bytes written to its device-writable part. The driver sees it
+    /// from the next [`publish`](Self::publish) on.
     pub fn push_used(&mut self, head: u16, len: u32) -> Result<(), RingError> {
-        self.used_since_notified = true;
-        Ok(self.queue.add_used(&*self.memory, head, len)?)
+        let next = self.queue.next_used();
+        let slot = u64::from(next % self.queue.size());
+        let element = [u32::from(head).to_le(), len.to_le()];
+        self.memory
+            .write_obj(element, self.used_field(USED_RING_OFFSET + slot * USED_ELEMENT_BYTES)?)
+            .map_err(guest)?;
+        self.queue.set_next_used(next.wrapping_add(1));
+        self.unpublished += 1;
+        Ok(())
     }
 
-    /// Whether the driver wants to hear of what was pushed since this was last asked.
-    pub fn take_notification(&mut self) -> Result<bool, RingError> {
-        if !std::mem::take(&mut self.used_since_notified) {
+    /// Shows the driver all that was pushed, with one update of the used ring's index. True if the
+    /// driver wants to be notified of it.
+    pub fn publish(&mut self) -> Result<bool, RingError> {
+        let count = std::mem::take(&mut self.unpublished);
+        if count == 0 {
             return Ok(false);
         }
-        if !self.queue.needs_notification(&*self.memory)? {
-            return Ok(false);
+        let next = self.queue.next_used();
+        self.memory.store(next.to_le(), self.used_field(INDEX_OFFSET)?, Ordering::Release).map_err(guest)?;
+        // §2.7.7.2, §2.7.10.2: what the driver wants is read after it can see the index, as it looks
+        // at the index after it has said what it wants.
+        fence(Ordering::SeqCst);
+        if self.queue.event_idx_enabled() {
+            let offset = AVAILABLE_RING_OFFSET + AVAILABLE_ELEMENT_BYTES * u64::from(self.queue.size());
+            let used_event = self.load_available(offset)?;
+            // §2.7.10.1: whether the index has passed the event since the last update.
+            return Ok(next.wrapping_sub(used_event).wrapping_sub(1) < count);
         }
-        // §2.7.7: without EVENT_IDX the flag of the available ring decides.
-        Ok(self.queue.event_idx_enabled() || self.avail_flags()? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
+        Ok(self.load_available(FLAGS_OFFSET)? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
     }
 
     /// Asks the driver to kick for what it makes available next. True if there is something already.
@@ -99,11 +133,117 @@ impl Ring {
         self.queue
     }
 
-    fn avail_flags(&self) -> Result<u16, RingError> {
-        let flags: u16 = self
-            .memory
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u16::from_le(flags))
+    fn used_field(&self, offset: u64) -> Result<GuestAddress, RingError> {
+        field(self.queue.used_ring(), offset)
+    }
+
+    fn load_available(&self, offset: u64) -> Result<u16, RingError> {
+        let address = field(self.queue.avail_ring(), offset)?;
+        Ok(u16::from_le(self.memory.load(address, Ordering::Relaxed).map_err(guest)?))
+    }
+}
+
+/// The host addresses of what is mapped of a range of guest memory.
+fn segments(memory: &GuestMemory, address: u64, len: usize) -> Vec<Segment> {
+    let slices = memory.get_slices(GuestAddress(address), len, Permissions::ReadWrite);
+    let slices = slices.into_iter().flatten().map_while(Result::ok);
+    slices.map(|slice| Segment::new(slice.ptr_guard_mut().as_ptr(), slice.len())).collect()
+}
+
+/// The address of a field of a ring.
+fn field(ring: u64, offset: u64) -> Result<GuestAddress, RingError> {
+    GuestAddress(ring).checked_add(offset).ok_or(RingError::Queue(virtio_queue::Error::AddressOverflow))
+}
+
+fn guest(error: vm_memory::GuestMemoryError) -> RingError {
+    RingError::Queue(virtio_queue::Error::GuestMemory(error))
+}
+
+// §2.7.6 and §2.7.8: both rings begin with flags and index, 16 bits each.
+const FLAGS_OFFSET: u64 = 0;
+const INDEX_OFFSET: u64 = 2;
+const AVAILABLE_RING_OFFSET: u64 = 4;
+const AVAILABLE_ELEMENT_BYTES: u64 = 2;
+const USED_RING_OFFSET: u64 = 4;
+const USED_ELEMENT_BYTES: u64 = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DESCRIPTORS: u64 = 0;
+    const AVAILABLE: u64 = 0x1000;
+    const USED: u64 = 0x2000;
+    const SIZE: u16 = 8;
+    const NO_INTERRUPT: u16 = VRING_AVAIL_F_NO_INTERRUPT as u16;
+
+    /// A ring whose next used element is number `next_used`.
+    fn ring(event_idx: bool, next_used: u16) -> Ring {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.try_set_desc_table_address(GuestAddress(DESCRIPTORS)).unwrap();
+        queue.try_set_avail_ring_address(GuestAddress(AVAILABLE)).unwrap();
+        queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
+        queue.set_event_idx(event_idx);
+        queue.set_next_used(next_used);
+        queue.set_ready(true);
+        Ring::new(queue, Arc::new(memory))
+    }
+
+    fn used_index(ring: &Ring) -> u16 {
+        ring.memory().read_obj(GuestAddress(USED + INDEX_OFFSET)).unwrap()
+    }
+
+    fn set_available(ring: &Ring, offset: u64, value: u16) {
+        ring.memory().write_obj(value, GuestAddress(AVAILABLE + offset)).unwrap();
+    }
+
+    #[test]
+    fn a_batch_is_seen_at_once_and_wraps_around() {
+        let mut ring = ring(false, u16::MAX - 1);
+        for head in 0..4 {
+            ring.push_used(head, u32::from(head) * 100).unwrap();
+        }
+        assert_eq!(used_index(&ring), 0, "nothing is published");
+        assert!(ring.publish().unwrap());
+        assert_eq!(used_index(&ring), 2);
+        for (head, slot) in [(0u32, 6), (1, 7), (2, 0), (3, 1)] {
+            let address = GuestAddress(USED + USED_RING_OFFSET + slot * USED_ELEMENT_BYTES);
+            assert_eq!(ring.memory().read_obj::<[u32; 2]>(address).unwrap(), [head, head * 100]);
+        }
+        assert!(!ring.publish().unwrap(), "there is nothing more");
+    }
+
+    #[test]
+    fn a_driver_that_polls_is_not_notified() {
+        let mut ring = ring(false, 0);
+        set_available(&ring, FLAGS_OFFSET, NO_INTERRUPT);
+        ring.push_used(0, 1).unwrap();
+        assert!(!ring.publish().unwrap());
+        assert_eq!(used_index(&ring), 1);
+    }
+
+    #[test]
+    fn with_event_idx_only_passing_the_event_notifies() {
+        for (next_used, event, batch, expected) in [
+            (0, 0, 1, true),
+            (0, 1, 1, false),
+            (0, 1, 2, true),
+            (5, 4, 3, false),
+            (5, 7, 3, true),
+            (5, 8, 3, false),
+            (u16::MAX, 0, 1, false),
+            (u16::MAX, 0, 2, true),
+            (u16::MAX, u16::MAX, 2, true),
+        ] {
+            let mut ring = ring(true, next_used);
+            set_available(&ring, AVAILABLE_RING_OFFSET + u64::from(SIZE) * AVAILABLE_ELEMENT_BYTES, event);
+            // Without meaning where the event index is in use.
+            set_available(&ring, FLAGS_OFFSET, NO_INTERRUPT);
+            for head in 0..batch {
+                ring.push_used(head, 0).unwrap();
+            }
+            assert_eq!(ring.publish().unwrap(), expected, "{next_used} {event} {batch}");
+        }
     }
 }

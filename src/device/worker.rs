@@ -126,6 +126,8 @@ struct Service<'a> {
     index: u16,
     parser: Parser,
     limits: Limits,
+    /// How many chains are taken before completions are looked at.
+    burst_max: usize,
     flights: Slab<Flight>,
     ended: Vec<Completion>,
     patience: Patience,
@@ -145,6 +147,8 @@ impl<'a> Service<'a> {
     fn new(disk: &'a Disk, start: Start, lane: Lane, control: &'a Control) -> Self {
         let ring = Ring::new(start.queue, start.memory);
         Self {
+            // Even a driver that always has another chain ready must let other things happen.
+            burst_max: lane.burst_max().min(ring.size().into()),
             lane,
             limits: disk.limits(ring.size()),
             ring,
@@ -186,18 +190,20 @@ impl<'a> Service<'a> {
         self.ring.disable_kicks()?;
         while !self.stopping() {
             let busy = self.take()? | self.settle()?;
-            if self.faults != sigbus::fault_count() {
+            // What this thread found missing, or another queue's that shares a page with this ring.
+            if self.faults != sigbus::fault_count() || self.ring.is_lost() {
                 return Err(ServiceError::MemoryVanished);
             }
             if busy {
-                self.patience.worked();
-            } else if self.flights.len() == usize::from(self.ring.size()) {
+                continue;
+            }
+            if self.flights.len() == usize::from(self.ring.size()) {
                 // More than a driver can have in flight: a completion must come first.
                 self.sleep()?;
-            } else if !self.patience.keep_watching() && !self.ring.enable_kicks()? {
+            } else if !self.patience.keep_watching(!self.flights.is_empty()) && !self.ring.enable_kicks()? {
+                self.patience.sleeps();
                 self.sleep()?;
                 self.ring.disable_kicks()?;
-                self.patience.slept();
             }
         }
         Ok(())
@@ -220,13 +226,19 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// Takes what is available, as far as it may be in flight at once. True if there was anything.
+    /// Takes what is available, as far as it may be in flight at once and suits the engine. True if
+    /// there was anything.
     fn take(&mut self) -> Result<bool, ServiceError> {
         let mut taken = false;
-        while self.flights.len() < usize::from(self.ring.size()) {
+        for _ in 0..self.burst_max {
+            if self.flights.len() == usize::from(self.ring.size()) {
+                break;
+            }
             let (parser, limits) = (&mut self.parser, &self.limits);
             let Some(parsed) = self.ring.pop(|memory, chain| parser.parse(memory, chain, limits))? else { break };
-            taken = true;
+            if !std::mem::replace(&mut taken, true) {
+                self.patience.driver_came();
+            }
             if self.faults != sigbus::fault_count() {
                 // What was parsed may be the zeros that took the place of what the guest wrote.
                 return Err(ServiceError::MemoryVanished);
@@ -279,6 +291,9 @@ impl<'a> Service<'a> {
         let mut ended = std::mem::take(&mut self.ended);
         self.lane.drive(&mut ended).map_err(ServiceError::Lane)?;
         let any = !ended.is_empty();
+        if any {
+            self.patience.disk_came();
+        }
         let mut result = Ok(());
         for completion in ended.drain(..) {
             let Some(flight) = self.flights.try_remove(completion.token as usize) else { continue };
@@ -290,7 +305,10 @@ impl<'a> Service<'a> {
         }
         self.ended = ended;
         result?;
-        if self.ring.take_notification()? {
+        if any {
+            self.patience.gave_back();
+        }
+        if self.ring.publish()? {
             self.call.notify();
         }
         Ok(any)

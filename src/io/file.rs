@@ -50,6 +50,9 @@ impl fmt::Display for Caching {
 impl BlockFile {
     /// Opens `path` so that every multiple of `unit` bytes (a power of two) can be transferred.
     pub fn open(path: &Path, read_only: bool, unit: usize) -> io::Result<Self> {
+        if is_in_memory(path) {
+            return Self::open_buffered(path, read_only);
+        }
         match Self::open_direct(path, read_only) {
             Ok(direct) if direct.offset_align <= unit => Ok(direct),
             Ok(direct) => {
@@ -122,6 +125,11 @@ impl AsFd for BlockFile {
     }
 }
 
+/// Whether the file lies in memory, so that it needs no direct I/O and nothing waits for a device.
+pub fn is_in_memory(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|status| matches!(status.f_type as u32, TMPFS_MAGIC | RAMFS_MAGIC))
+}
+
 /// The alignment that statx(2) reports, memory first; `None` where the kernel or the file system
 /// does not say, an `EINVAL` error where it says that there is no direct I/O.
 fn reported_alignment(file: &File) -> io::Result<Option<(usize, usize)>> {
@@ -153,6 +161,10 @@ fn probed_alignment(file: &File) -> io::Result<(usize, usize)> {
     }
     Err(io::Error::from_raw_os_error(libc::EINVAL))
 }
+
+/// `f_type` of statfs(2).
+const TMPFS_MAGIC: u32 = 0x0102_1994;
+const RAMFS_MAGIC: u32 = 0x8584_58f6;
 
 #[cfg(test)]
 mod tests {

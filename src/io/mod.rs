@@ -4,12 +4,15 @@
 //! and hands back one [`Completion`] for each, in any order. An operation is done whole or has
 //! failed: short transfers are continued inside the engine, so nobody above sees one.
 //!
-//! Two engines do the same work: [`uring`] where the kernel allows `io_uring`, and [`threads`], a
-//! pool of plain `preadv`/`pwritev`, where it does not (Kubernetes' default seccomp profile forbids
-//! it). [`mod@file`] decides between direct and buffered I/O; [`buffer`] keeps the aligned buffers.
+//! Three engines do the same work: [`uring`] where the kernel allows `io_uring`; [`threads`], a pool
+//! of plain `preadv`/`pwritev`, where it does not (Kubernetes' default seccomp profile forbids it);
+//! and [`inline`] for files in memory, where nothing waits. [`mod@file`] decides between direct and
+//! buffered I/O; [`buffer`] keeps the aligned buffers.
 
+mod blocking;
 pub mod buffer;
 pub mod file;
+pub mod inline;
 pub mod segments;
 pub mod sigbus;
 pub mod threads;
@@ -17,6 +20,7 @@ pub mod uring;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -119,6 +123,12 @@ pub trait Engine {
     /// Never waits for an operation.
     fn drive(&mut self, completions: &mut Vec<Completion>) -> std::io::Result<()>;
 
+    /// How many operations to submit before [`drive`](Self::drive) is called. Nothing fails when there
+    /// are more; it only takes longer.
+    fn burst_max(&self) -> usize {
+        usize::MAX
+    }
+
     /// Operations that were submitted and not yet reaped.
     fn in_flight(&self) -> usize;
 
@@ -140,12 +150,17 @@ pub enum Kind {
     Uring,
     /// A pool of threads.
     Threads,
+    /// The queue's own thread.
+    Inline,
 }
 
 impl Kind {
-    /// The engine this machine allows: `io_uring` if a ring can be made, the thread pool otherwise,
-    /// with the reason why not.
-    pub fn detect() -> (Self, Option<std::io::Error>) {
+    /// The engine that suits the file at `path`: the queue's own thread for a file in memory;
+    /// otherwise `io_uring` if a ring can be made, the thread pool if not, with the reason why not.
+    pub fn detect(path: &Path) -> (Self, Option<std::io::Error>) {
+        if file::is_in_memory(path) {
+            return (Self::Inline, None);
+        }
         match uring::probe() {
             Ok(()) => (Self::Uring, None),
             Err(error) => (Self::Threads, Some(error)),
@@ -158,6 +173,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Uring => "io-uring",
             Self::Threads => "threads",
+            Self::Inline => "inline",
         })
     }
 }
@@ -169,7 +185,8 @@ impl FromStr for Kind {
         match text {
             "io-uring" => Ok(Self::Uring),
             "threads" => Ok(Self::Threads),
-            _ => Err(format!("unknown engine {text:?}: io-uring or threads")),
+            "inline" => Ok(Self::Inline),
+            _ => Err(format!("unknown engine {text:?}: io-uring, threads or inline")),
         }
     }
 }
@@ -183,6 +200,7 @@ pub struct Engines {
 enum Source {
     Uring,
     Threads(ThreadPool),
+    Inline,
     Other(Box<MakeEngine>),
 }
 
@@ -198,6 +216,7 @@ impl Engines {
                 Source::Uring
             }
             Kind::Threads => Source::Threads(ThreadPool::new(file.clone())?),
+            Kind::Inline => Source::Inline,
         };
         Ok(Self { file, source })
     }
@@ -212,6 +231,7 @@ impl Engines {
         Ok(match &self.source {
             Source::Uring => Box::new(uring::UringEngine::new(self.file.clone(), depth)?),
             Source::Threads(pool) => Box::new(pool.engine()?),
+            Source::Inline => Box::new(inline::InlineEngine::new(self.file.clone())),
             Source::Other(make) => make(depth)?,
         })
     }

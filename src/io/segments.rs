@@ -6,6 +6,8 @@
 
 use std::ptr;
 
+use super::sigbus;
+
 /// A piece of memory. Same layout as `struct iovec`, so that a slice of segments can be handed to
 /// the kernel as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,11 @@ impl Segment {
     /// Whether address and length are multiples of `memory` and `offset` (powers of two).
     pub fn is_aligned(&self, memory: usize, offset: usize) -> bool {
         self.base.addr() & (memory - 1) == 0 && self.len & (offset - 1) == 0
+    }
+
+    /// Whether part of it is guest memory that has vanished.
+    pub fn is_lost(&self) -> bool {
+        sigbus::is_lost(self.base.addr(), self.len)
     }
 }
 

@@ -5,12 +5,20 @@
 //! zeros in the place of the missing one and counts the fault: the access goes on, and whoever
 //! cares compares [`fault_count`] before and after and fails the request. A SIGBUS outside the
 //! registered ranges ends the process as it would without the handler.
+//!
+//! The kernel delivers the signal to the thread whose access it was, and each thread counts its own
+//! faults: what one queue's worker touches does not stop another queue whose memory is whole. A
+//! page that one thread has replaced no longer faults for the others; [`is_lost`] tells them.
+//!
+//! What the kernel itself copies to and from guest memory, in a system call or for io_uring, raises
+//! no signal: such an operation fails with EFAULT.
 
+use std::cell::Cell;
 use std::io;
 use std::mem;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 /// A range of addresses whose pages may vanish; ends to be one when dropped.
 #[derive(Debug)]
@@ -26,6 +34,7 @@ impl Guard {
         install()?;
         for slot in &SLOTS {
             if slot.end.compare_exchange(0, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                slot.lost_from.store(usize::MAX, Ordering::Release);
                 slot.start.store(start, Ordering::Release);
                 slot.end.store(start.saturating_add(len), Ordering::Release);
                 return Ok(Self { slot });
@@ -38,19 +47,38 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.slot.start.store(usize::MAX, Ordering::Release);
+        if self.slot.lost_from.swap(usize::MAX, Ordering::AcqRel) != usize::MAX {
+            LOST_RANGES.fetch_sub(1, Ordering::Release);
+        }
         self.slot.end.store(0, Ordering::Release);
     }
 }
 
-/// How many pages have been found missing since the process started.
+/// How many pages this thread has found missing since it started.
 pub fn fault_count() -> u64 {
-    FAULTS.load(Ordering::Acquire)
+    FAULTS.get()
 }
 
+/// Whether any of the `len` bytes from `start` on may be zeros that took the place of what a
+/// registered range held. A file is cut short from its end: what lies in the same range behind a
+/// page that was missing counts as lost with it.
+pub fn is_lost(start: usize, len: usize) -> bool {
+    // Zeros that were read before this must not be taken for data, so no load may move up.
+    fence(Ordering::Acquire);
+    LOST_RANGES.load(Ordering::Relaxed) > 0
+        && SLOTS.iter().any(|slot| {
+            let end = slot.end.load(Ordering::Acquire);
+            slot.lost_from.load(Ordering::Acquire) < start.saturating_add(len) && start < end
+        })
+}
+
+/// A registered range, from `start` to `end`.
 #[derive(Debug)]
 struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
+    /// The first page that was found missing; `usize::MAX` if none was.
+    lost_from: AtomicUsize,
 }
 
 fn install() -> io::Result<()> {
@@ -63,7 +91,7 @@ fn install() -> io::Result<()> {
         action.sa_sigaction = handle as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO;
         // SAFETY: the handler has the signature that SA_SIGINFO asks for and does only what is
-        // allowed in a signal handler: atomic loads and stores, mmap, sigaction.
+        // allowed in a signal handler: atomics, a plain thread-local, mmap, sigaction.
         if unsafe { libc::sigaction(libc::SIGBUS, &action, ptr::null_mut()) } != 0 {
             let error = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL);
             ERROR.store(error as usize, Ordering::Relaxed);
@@ -80,11 +108,15 @@ extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
     let address = unsafe { (*info).si_addr() }.addr();
     let page_bytes = PAGE_BYTES.load(Ordering::Relaxed);
     let page = address & !(page_bytes - 1);
-    let known = SLOTS.iter().any(|slot| {
+    let known = SLOTS.iter().find(|slot| {
         let end = slot.end.load(Ordering::Acquire);
         end != CLAIMED && slot.start.load(Ordering::Acquire) <= address && address < end
     });
-    if known {
+    if let Some(slot) = known {
+        // Before the zeros are there, so that nobody finds them and does not find this.
+        if slot.lost_from.fetch_min(page, Ordering::AcqRel) == usize::MAX {
+            LOST_RANGES.fetch_add(1, Ordering::AcqRel);
+        }
         // SAFETY: the page belongs to a registered mapping of guest memory that lost its backing;
         // replacing it changes nothing that could still be read.
         let mapped = unsafe {
@@ -98,7 +130,7 @@ extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
             )
         };
         if mapped != libc::MAP_FAILED {
-            FAULTS.fetch_add(1, Ordering::AcqRel);
+            FAULTS.set(FAULTS.get() + 1);
             return;
         }
     }
@@ -111,9 +143,16 @@ extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
     }
 }
 
-static SLOTS: [Slot; SLOTS_MAX] =
-    [const { Slot { start: AtomicUsize::new(usize::MAX), end: AtomicUsize::new(0) } }; SLOTS_MAX];
-static FAULTS: AtomicU64 = AtomicU64::new(0);
+static SLOTS: [Slot; SLOTS_MAX] = [const {
+    Slot { start: AtomicUsize::new(usize::MAX), end: AtomicUsize::new(0), lost_from: AtomicUsize::new(usize::MAX) }
+}; SLOTS_MAX];
+/// How many slots have lost a page, so that nobody has to look at all of them as a rule.
+static LOST_RANGES: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    // Nothing to initialise and nothing to drop: a plain access to the thread's static block, which
+    // a signal handler may make at any time.
+    static FAULTS: Cell<u64> = const { Cell::new(0) };
+}
 static PAGE_BYTES: AtomicUsize = AtomicUsize::new(4096);
 
 /// A slot that is being filled in.
@@ -124,29 +163,62 @@ const SLOTS_MAX: usize = 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::os::fd::AsRawFd;
+    use std::thread;
+
+    const PAGE: usize = 4096;
+
+    /// A shared mapping of a file of so many pages. It stays until the process ends.
+    fn mapped(pages: usize) -> (File, *mut u8) {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len((pages * PAGE) as u64).unwrap();
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh shared mapping of a file of this length.
+        let base = unsafe { libc::mmap(ptr::null_mut(), pages * PAGE, access, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        assert_ne!(base, libc::MAP_FAILED);
+        (file, base.cast())
+    }
 
     #[test]
     fn a_page_that_vanished_reads_as_zeros_and_is_counted() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(8192).unwrap();
-        // SAFETY: a fresh shared mapping of a file of this length.
-        let base = unsafe {
-            libc::mmap(ptr::null_mut(), 8192, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        }
-        .cast::<u8>();
-        let guard = Guard::new(base.addr(), 8192).unwrap();
+        let (file, base) = mapped(2);
+        let _guard = Guard::new(base.addr(), 2 * PAGE).unwrap();
         // SAFETY: both pages are mapped; after the cut the handler replaces the second.
         unsafe {
             base.write_volatile(1);
-            base.add(4096).write_volatile(2);
+            base.add(PAGE).write_volatile(2);
             let before = fault_count();
-            file.set_len(4096).unwrap();
-            assert_eq!(base.add(4100).read_volatile(), 0);
-            assert!(fault_count() > before);
+            file.set_len(PAGE as u64).unwrap();
+            assert_eq!(base.add(PAGE + 4).read_volatile(), 0);
+            assert_eq!(fault_count(), before + 1);
             assert_eq!(base.read_volatile(), 1);
-            drop(guard);
-            libc::munmap(base.cast(), 8192);
+            assert_eq!(fault_count(), before + 1);
         }
+    }
+
+    #[test]
+    fn faults_count_where_they_happen_and_losses_show_everywhere() {
+        let (file, base) = mapped(4);
+        let (start, address) = (base.addr(), base.expose_provenance());
+        let guard = Guard::new(start, 4 * PAGE).unwrap();
+        let before = fault_count();
+        assert!(!is_lost(start, 4 * PAGE));
+        file.set_len(PAGE as u64).unwrap();
+        let faults_elsewhere = thread::spawn(move || {
+            // SAFETY: the pages are mapped; the handler replaces this one.
+            unsafe { ptr::with_exposed_provenance::<u8>(address + 2 * PAGE).read_volatile() };
+            fault_count()
+        });
+        assert_eq!(faults_elsewhere.join().unwrap(), 1);
+        assert_eq!(fault_count(), before);
+        assert!(!is_lost(start, 2 * PAGE));
+        assert!(is_lost(start + 2 * PAGE - 1, 2));
+        assert!(is_lost(start + 3 * PAGE, 1));
+        assert!(!is_lost(start + 4 * PAGE, PAGE));
+        // A new registration of the same place starts whole.
+        drop(guard);
+        let _guard = Guard::new(start, 4 * PAGE).unwrap();
+        assert!(!is_lost(start, 4 * PAGE));
     }
 }

@@ -1,4 +1,4 @@
-//! Both engines against the same file, the same operations and the same expectations.
+//! Every engine against the same file, the same operations and the same expectations.
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -10,7 +10,7 @@ use super::*;
 const FILE_BYTES: u64 = 1 << 20;
 
 fn for_each_engine(test: impl Fn(&mut dyn Engine, &Path)) {
-    for kind in [Kind::Uring, Kind::Threads] {
+    for kind in [Kind::Uring, Kind::Threads, Kind::Inline] {
         for buffered in [false, true] {
             let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
             let path = folder.path().join("data");

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use io_uring::{IoUring, opcode, squeue, types};
 use slab::Slab;
 
+use super::blocking::skip;
 use super::file::BlockFile;
 use super::segments::Segment;
-use super::threads::skip;
 use super::{Completion, Engine, Errno, Operation, WAKERS_MAX};
 
 /// Whether this process may make a ring that does what the engine needs.
@@ -38,6 +38,9 @@ pub struct UringEngine {
     flights: Slab<Flight>,
     spare: Vec<Vec<Segment>>,
     again: Vec<usize>,
+    /// Entries in the submission queue, and how many calls of `drive` they have waited.
+    queued: usize,
+    queued_rounds: u32,
     /// Which of the wakers a poll request is watching.
     watched: [bool; WAKERS_MAX],
 }
@@ -62,6 +65,8 @@ impl UringEngine {
             flights: Slab::new(),
             spare: Vec::new(),
             again: Vec::new(),
+            queued: 0,
+            queued_rounds: 0,
             watched: [false; WAKERS_MAX],
         })
     }
@@ -79,10 +84,16 @@ impl UringEngine {
     unsafe fn push_entry(&mut self, entry: &squeue::Entry) {
         // SAFETY: passed on to the caller.
         while unsafe { self.ring.submission().push(entry) }.is_err() {
-            // The submission queue is full: hand it to the kernel, which empties it.
-            if let Err(error) = self.enter(0) {
-                log::error!("io_uring of {}: {error}", self.file.path().display());
-            }
+            // The submission queue is full: the kernel empties it.
+            self.pass_on();
+        }
+        self.queued += 1;
+    }
+
+    /// Hands the submission queue to the kernel, or says why not: `wait` fails then.
+    fn pass_on(&mut self) {
+        if let Err(error) = self.enter(0) {
+            log::error!("io_uring of {}: {error}", self.file.path().display());
         }
     }
 
@@ -93,12 +104,19 @@ impl UringEngine {
         let result = unsafe {
             self.ring.submitter().enter::<libc::sigset_t>(to_submit, min_complete, IORING_ENTER_GETEVENTS, None)
         };
+        (self.queued, self.queued_rounds) = (self.ring.submission().len(), 0);
         match result {
             Ok(_) => Ok(()),
             // A signal, or completions to reap first: both are over by the next call.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the kernel has completions that it posts when it is asked to.
+    fn has_work(&mut self) -> bool {
+        let queue = self.ring.submission();
+        queue.taskrun() || queue.cq_overflow()
     }
 
     fn reap(&mut self, completions: &mut Vec<Completion>) {
@@ -152,19 +170,26 @@ impl Engine for UringEngine {
         flight.advance(0);
         let key = self.flights.insert(flight);
         self.push(key);
+        if self.queued >= QUEUED_MAX {
+            self.pass_on();
+        }
     }
 
     fn drive(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
         if self.flights.is_empty() {
             return Ok(());
         }
-        self.enter(0)?;
+        let reaped = completions.len();
         self.reap(completions);
+        self.queued_rounds += 1;
+        if completions.len() == reaped && self.has_work() || self.queued > 0 && self.queued_rounds > QUEUED_ROUNDS_MAX {
+            self.enter(0)?;
+            self.reap(completions);
+        }
         if !self.again.is_empty() {
             for key in mem::take(&mut self.again) {
                 self.push(key);
             }
-            self.enter(0)?;
         }
         Ok(())
     }
@@ -254,6 +279,7 @@ fn make(entries: u32) -> io::Result<IoUring> {
         .setup_clamp()
         .setup_single_issuer()
         .setup_defer_taskrun()
+        .setup_taskrun_flag()
         .setup_cqsize(entries.max(8) * 2)
         .build(entries)
         .or_else(|error| match error.raw_os_error() {
@@ -261,9 +287,22 @@ fn make(entries: u32) -> io::Result<IoUring> {
             Some(libc::EINVAL) => IoUring::builder().setup_clamp().setup_cqsize(entries.max(8) * 2).build(entries),
             _ => Err(error),
         })
+        .map_err(|error| match error.raw_os_error() {
+            // A bare "out of memory" would send its reader looking for the wrong thing.
+            Some(libc::ENOMEM) => io::Error::new(
+                io::ErrorKind::OutOfMemory,
+                "no memory for an io_uring: raise RLIMIT_MEMLOCK, against which the rings of all processes of this \
+                 user count (`ulimit -l`, systemd LimitMEMLOCK=), grant CAP_IPC_LOCK, or serve with --engine threads",
+            ),
+            _ => error,
+        })
 }
 
 /// Tokens from here on are those of poll requests; keys of flights are far below.
 const WAKER_TOKEN: u64 = 1 << 32;
 const ENTRIES_MAX: usize = 1024;
+/// Entries that are passed on without waiting for more: enough to spread the cost of the call.
+const QUEUED_MAX: usize = 32;
+/// Calls of `drive` that an entry waits for company before it is passed on.
+const QUEUED_ROUNDS_MAX: u32 = 2;
 const IORING_ENTER_GETEVENTS: u32 = 1;

@@ -54,6 +54,20 @@ pub enum SessionError {
         /// What was offered.
         offered: u64,
     },
+    /// A protocol feature that was not offered.
+    #[error("protocol features {accepted:#x} include some that were not offered ({offered:#x})")]
+    ProtocolFeatures {
+        /// What the front end sent.
+        accepted: u64,
+        /// What was offered.
+        offered: u64,
+    },
+    /// A ring without a kick, which would have to be polled.
+    #[error("queue {index}: SET_VRING_KICK brings no descriptor and rings are not polled: send an eventfd with it")]
+    NoKick {
+        /// The queue.
+        index: u16,
+    },
     /// A memory region that cannot be used.
     #[error("memory region of {size:#x} bytes at guest address {address:#x}: {reason}")]
     Memory {

@@ -101,16 +101,17 @@ impl Rings {
         Ok(ring.next_available)
     }
 
-    /// Sets the eventfd by which the driver kicks, and starts the ring if it is enabled.
+    /// Sets the eventfd by which the driver kicks, and starts the ring if it is enabled. None asks
+    /// for the ring to be polled, which would keep a core busy on an idle disk: it is refused.
     pub fn set_kick(&mut self, index: u32, kick: Option<File>) -> Result<(), SessionError> {
         let (index, ring) = self.ring(index)?;
-        let kick = kick.map(|file| event(index, file)).transpose()?;
+        let kick = event(index, kick.ok_or(SessionError::NoKick { index })?)?;
         ring.halt();
-        ring.kick = kick;
+        ring.kick = Some(kick);
         self.start_if_ready(index)
     }
 
-    /// Sets the eventfd by which the driver is notified, running or not.
+    /// Sets the eventfd by which the driver is notified, running or not. None: the driver polls.
     pub fn set_call(&mut self, index: u32, call: Option<File>) -> Result<(), SessionError> {
         let (index, ring) = self.ring(index)?;
         ring.call.set(call.map(|file| event(index, file)).transpose()?);

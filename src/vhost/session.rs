@@ -180,13 +180,15 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_protocol_features(&mut self) -> VhostResult<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+        Ok(PROTOCOL_FEATURES)
     }
 
-    fn set_protocol_features(&mut self, _features: u64) -> VhostResult<()> {
+    fn set_protocol_features(&mut self, accepted: u64) -> VhostResult<()> {
+        let offered = PROTOCOL_FEATURES.bits();
+        if accepted & !offered != 0 {
+            // The connection ends with this: `vhost` takes the features over whatever is said here.
+            return Err(SessionError::ProtocolFeatures { accepted, offered }.into());
+        }
         Ok(())
     }
 
@@ -292,6 +294,11 @@ fn config_offset(offset: u32) -> usize {
     offset.checked_sub(MMIO_CONFIG_OFFSET).unwrap_or(offset) as usize
 }
 
+/// What is offered of the protocol.
+const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 /// Requests whose failure is reported by REPLY_ACK rather than by the lack of an answer.
 const ACKNOWLEDGED: &[FrontendReq] = &[
     FrontendReq::SET_FEATURES,

@@ -2,14 +2,20 @@
 //!
 //! A socket file that nobody listens on any more is replaced; one that somebody does listen on, or
 //! a file that is no socket, is never touched. The file is removed when the listener goes.
+//!
+//! `bind` makes the file a moment before `listen` makes it answer. So that whoever waits for the
+//! file can connect as soon as it is there, the socket is made under another name in the same
+//! folder and moved into its place when it listens. Tools such as `ss` show that first name.
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 
 /// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +69,16 @@ impl Socket {
         }
         let failed = |source| SocketError::Io { path: path.to_owned(), source };
         remove_stale(path)?;
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        let identity = identity(path).map_err(failed)?;
-        Ok(Self { listener, path: path.to_owned(), identity })
+        let draft = Draft::listen(path).map_err(failed)?;
+        let identity = identity(&draft.path()).map_err(failed)?;
+        match draft.publish(path) {
+            Ok(listener) => Ok(Self { listener, path: path.to_owned(), identity }),
+            // Somebody was quicker.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(SocketError::InUse { path: path.to_owned() })
+            }
+            Err(error) => Err(failed(error)),
+        }
     }
 
     /// Takes the next connection, waiting for it.
@@ -92,6 +105,50 @@ impl Drop for Socket {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// A socket that listens, under a name that nobody knows.
+struct Draft {
+    listener: UnixListener,
+    folder: OwnedFd,
+    name: String,
+}
+
+impl Draft {
+    /// Listens in the folder of `path`.
+    fn listen(path: &Path) -> io::Result<Self> {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let folder = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(io::Error::other)?;
+        let name = format!(".sealblk-{:016x}", u64::from_ne_bytes(random));
+        let listener = UnixListener::bind(path_in(&folder, &name))?;
+        Ok(Self { listener, folder, name })
+    }
+
+    /// Where it lies for now.
+    fn path(&self) -> PathBuf {
+        path_in(&self.folder, &self.name)
+    }
+
+    /// Moves it to `path`, in the same folder, unless something is there.
+    fn publish(self, path: &Path) -> io::Result<UnixListener> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let moved = rustix::fs::renameat_with(&self.folder, &self.name, &self.folder, name, RenameFlags::NOREPLACE);
+        if let Err(error) = moved {
+            let _ = rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty());
+            return Err(error.into());
+        }
+        Ok(self.listener)
+    }
+}
+
+/// A path that fits a socket address, however long that of the folder is.
+fn path_in(folder: &OwnedFd, name: &str) -> PathBuf {
+    format!("/proc/self/fd/{}/{name}", folder.as_raw_fd()).into()
 }
 
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
@@ -132,6 +189,72 @@ mod tests {
         assert!(matches!(Socket::bind(&path), Err(SocketError::InUse { .. })));
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_longest_path_works_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let room = PATH_BYTES_MAX - folder.path().as_os_str().len() - 1;
+        for name in ["x".repeat(room), format!("{}/s", "x".repeat(room - 2))] {
+            let path = folder.path().join(name);
+            let parent = path.parent().unwrap().to_owned();
+            fs::create_dir_all(&parent).unwrap();
+            assert_eq!(path.as_os_str().len(), PATH_BYTES_MAX);
+            let socket = Socket::bind(&path).unwrap();
+            UnixStream::connect(&path).unwrap();
+            socket.accept().unwrap();
+            assert_eq!(fs::read_dir(&parent).unwrap().count(), 1);
+            drop(socket);
+            assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn of_many_that_begin_at_once_one_wins_and_the_others_leave_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let start = std::sync::Barrier::new(8);
+        std::thread::scope(|scope| {
+            let bind = || {
+                start.wait();
+                let socket = Socket::bind(&path);
+                start.wait();
+                socket.is_ok()
+            };
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(bind)).collect();
+            let won = threads.into_iter().map(|thread| thread.join().unwrap()).filter(|won| *won).count();
+            assert_eq!(won, 1);
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn whoever_finds_the_file_can_connect() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let turn = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0..500 {
+                    turn.wait();
+                    let error = loop {
+                        match UnixStream::connect(&path) {
+                            Ok(_) => break None,
+                            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                            Err(error) => break Some(error),
+                        }
+                    };
+                    turn.wait();
+                    assert!(error.is_none(), "round {round}: {error:?}");
+                }
+            });
+            for _ in 0..500 {
+                turn.wait();
+                let socket = Socket::bind(&path).unwrap();
+                turn.wait();
+                drop(socket);
+            }
+        });
     }
 
     #[test]

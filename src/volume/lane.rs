@@ -177,6 +177,11 @@ impl Lane {
         self.engine.wait(wakers)
     }
 
+    /// How many requests to start before [`drive`](Self::drive) is called.
+    pub fn burst_max(&self) -> usize {
+        self.engine.burst_max()
+    }
+
     /// Requests that have not ended.
     pub fn in_flight(&self) -> usize {
         self.requests.len() + self.ended.len()
@@ -474,6 +479,10 @@ impl Lane {
         }
         self.waiting.retain(|&waiting| waiting != key);
         let mut request = self.requests.remove(key);
+        if request.segments.iter().any(Segment::is_lost) {
+            // Another thread found it missing: what was read from it, or into it, is not the guest's.
+            request.error.get_or_insert(Errno(libc::EFAULT));
+        }
         request.segments.clear();
         self.spare.push(request.segments);
         let result = request.error.map_or(Ok(()), Err);

@@ -1,8 +1,8 @@
 //! Sealing and opening runs of data units in scattered memory.
 //!
-//! A data unit that is all zero on disk is a hole and opens to zeros: no ciphertext is all zero but
-//! with probability 2^-4096, so no allocation map is needed and none can go stale.
+//! A data unit that is all zero on disk is a hole (see [`super::holes`]) and opens to zeros.
 
+use super::holes::is_zero_raw;
 use crate::crypto::xts::Xts;
 use crate::io::segments::{Cursor, Segment};
 
@@ -58,7 +58,7 @@ pub unsafe fn open(xts: &Xts, base: *mut u8, len: usize, unit_bytes: usize, firs
         // SAFETY: all addresses are below `base + len`.
         unsafe {
             let mut run = done;
-            while run < len && !is_zero(base.add(run), unit_bytes) {
+            while run < len && !is_zero_raw(base.add(run), unit_bytes) {
                 run += unit_bytes;
             }
             if run > done {
@@ -68,19 +68,6 @@ pub unsafe fn open(xts: &Xts, base: *mut u8, len: usize, unit_bytes: usize, firs
             done = run + unit_bytes;
         }
     }
-}
-
-/// Whether `len` bytes from `base` on are zero.
-///
-/// # Safety
-///
-/// `base` must be readable for `len` bytes.
-unsafe fn is_zero(base: *const u8, len: usize) -> bool {
-    (0..len / 8).all(|word| {
-        // SAFETY: the word lies within `len` bytes. Guest memory may change under us; any value it
-        // yields is as good as any other.
-        unsafe { base.cast::<u64>().add(word).read_unaligned() == 0 }
-    })
 }
 
 #[cfg(test)]

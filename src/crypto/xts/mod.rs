@@ -15,16 +15,19 @@
 //! Time depends on lengths and addresses only, never on a key or data byte: no secret is branched
 //! upon and none indexes a table.
 
+mod area;
 mod key;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod schedule;
+mod tweak;
 #[cfg(target_arch = "x86_64")]
 mod vaes512;
 
 use std::fmt;
 
 use crate::crypto::LockedError;
+use area::Area;
 use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use vaes512::Vaes512;
@@ -192,12 +195,13 @@ impl Xts {
                 && len.is_multiple_of(unit_size),
             "{len} bytes are not whole units of {unit_size} bytes"
         );
+        let area = Area { src, dst, unit_size, units: len / unit_size, first_unit: first_unit.into() };
         // SAFETY: the caller's promise about the memory, and the lengths asserted above.
         unsafe {
             match &self.engine {
                 #[cfg(target_arch = "x86_64")]
-                Engine::Vaes512(engine) => engine.apply(direction, src, dst, len, unit_size, first_unit),
-                Engine::Portable(engine) => engine.apply(direction, src, dst, len, unit_size, first_unit),
+                Engine::Vaes512(engine) => engine.apply(direction, area),
+                Engine::Portable(engine) => engine.apply(direction, area),
             }
         }
     }
@@ -250,7 +254,7 @@ enum Engine {
     Portable(Portable),
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
 mod residue;
 #[cfg(test)]
 mod tests;

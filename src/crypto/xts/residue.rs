@@ -7,7 +7,6 @@
 use std::hint::black_box;
 use std::ptr;
 
-use super::schedule::Schedule;
 use super::*;
 
 #[test]
@@ -66,6 +65,20 @@ fn deriving_and_testing_leave_none() {
     assert_eq!(left, 0, "self_test");
 }
 
+/// The key schedule that these tests search with, held to the standard's example (appendix A.3).
+#[test]
+fn round_keys_are_those_of_the_standard() {
+    let key = 0x603deb1015ca71be2b73aef0857d7781_u128.to_be_bytes();
+    let rest = 0x1f352c073b6108d72d9810a30914dff4_u128.to_be_bytes();
+    let keys = expanded(&[key, rest].concat().try_into().unwrap());
+    assert_eq!(keys.len(), 15);
+    assert_eq!(u128::from_be_bytes(keys[2]), 0x9ba354118e6925afa51a8b5f2067fcde);
+    assert_eq!(u128::from_be_bytes(keys[14]), 0xfe4890d1e6188d0b046df344706c631e);
+    // The example of MixColumns in appendix B, backwards.
+    let mixed = 0x046681e5e0cb199a48f8d37a2806264c_u128.to_be_bytes();
+    assert_eq!(u128::from_be_bytes(inverse_mix_columns(mixed)), 0xd4bf5d30e0b452aeb84111f11e2798e5);
+}
+
 fn key() -> XtsKey {
     XtsKey::from_bytes(&std::array::from_fn::<u8, 64, _>(|index| (index as u8).wrapping_mul(37) ^ 0x6b)).unwrap()
 }
@@ -73,12 +86,61 @@ fn key() -> XtsKey {
 /// How many places of the stack hold a round key of `key` after `work` has run on it. The key
 /// itself is its own first round keys.
 fn residue(key: &XtsKey, work: impl FnOnce() + Send) -> usize {
-    assert!(is_x86_feature_detected!("aes"), "these tests need AES-NI");
-    // SAFETY: asserted above.
-    let schedule = unsafe { Schedule::expand(key) }.unwrap();
-    let keys = schedule.round_keys();
+    let keys = round_keys(key);
     let stack = stack_after(work);
     stack.windows(16).filter(|window| keys.iter().any(|key| key == window)).count()
+}
+
+/// All round keys of both halves (FIPS 197 §5.2), and, for decryption in the form of the equivalent
+/// inverse cipher (§5.3.5), those of the data key through InvMixColumns.
+fn round_keys(key: &XtsKey) -> Vec<[u8; 16]> {
+    let [data, tweak] = [key.data_key(), key.tweak_key()].map(expanded);
+    let inverse: Vec<_> = data[1..14].iter().map(|key| inverse_mix_columns(*key)).collect();
+    [data, tweak, inverse].concat()
+}
+
+fn expanded(key: &[u8; 32]) -> Vec<[u8; 16]> {
+    let mut words = key.as_chunks::<4>().0.to_vec();
+    let mut constant = 1;
+    for index in 8..60 {
+        let mut word: [u8; 4] = words[index - 1];
+        if index % 8 == 0 {
+            word.rotate_left(1);
+        }
+        if index % 4 == 0 {
+            word = word.map(substitute);
+        }
+        if index % 8 == 0 {
+            word[0] ^= constant;
+            constant = product(constant, 2);
+        }
+        words.push(std::array::from_fn(|byte| word[byte] ^ words[index - 8][byte]));
+    }
+    words.as_flattened().as_chunks().0.to_vec()
+}
+
+/// The S-box (§5.1.1): the inverse in GF(2^8), which is the 254th power, through an affine map.
+fn substitute(byte: u8) -> u8 {
+    let inverse = (0..254).fold(1, |power, _| product(power, byte));
+    (1..5).fold(0x63 ^ inverse, |sum, by| sum ^ inverse.rotate_left(by))
+}
+
+fn inverse_mix_columns(mut key: [u8; 16]) -> [u8; 16] {
+    for column in key.as_chunks_mut::<4>().0 {
+        let old = *column;
+        *column = std::array::from_fn(|row| {
+            [14, 11, 13, 9].iter().enumerate().fold(0, |sum, (by, factor)| sum ^ product(old[(row + by) % 4], *factor))
+        });
+    }
+    key
+}
+
+/// In GF(2^8) modulo x^8 + x^4 + x^3 + x + 1 (§4.2).
+fn product(a: u8, b: u8) -> u8 {
+    (0..8).rev().fold(0, |sum: u8, bit| {
+        let doubled = (sum << 1) ^ ((sum >> 7) * 0x1b);
+        doubled ^ ((b >> bit & 1) * a)
+    })
 }
 
 /// Runs `work` on a thread of its own and returns what its stack then holds.

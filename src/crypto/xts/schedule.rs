@@ -57,18 +57,6 @@ impl Schedule {
     }
 }
 
-#[cfg(test)]
-impl Schedule {
-    /// The bytes of all round keys, for tests that look for them where they must not be.
-    pub(super) fn round_keys(&self) -> Vec<[u8; 16]> {
-        [&self.encrypt, &self.decrypt, &self.tweak]
-            .iter()
-            .flat_map(|keys| &keys.0)
-            .map(|key| *key.first_chunk().expect("16 of 64 bytes"))
-            .collect()
-    }
-}
-
 impl RoundKeys {
     const BLANK: RoundKeys = RoundKeys([[0; 64]; ROUND_KEYS]);
 

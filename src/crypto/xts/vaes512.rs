@@ -23,6 +23,7 @@ use std::arch::x86_64::{
 
 use zeroize::zeroize_stack;
 
+use super::area::Area;
 use super::schedule::{ROUND_KEYS, RoundKeys, Schedule};
 use super::{BLOCK_BYTES, Direction, XtsKey};
 use crate::crypto::{Locked, LockedError};
@@ -52,30 +53,19 @@ impl Vaes512 {
         Ok(Some(Vaes512 { schedule }))
     }
 
-    /// Runs XTS over `len` bytes of whole units.
+    /// Runs XTS over the area.
     ///
     /// # Safety
     ///
-    /// As [`Xts::encrypt_raw`](super::Xts::encrypt_raw), and `len` is a multiple of `unit_size`,
-    /// which is a multiple of 16.
-    pub(super) unsafe fn apply(
-        &self,
-        direction: Direction,
-        src: *const u8,
-        dst: *mut u8,
-        len: usize,
-        unit_size: usize,
-        first_unit: u64,
-    ) {
+    /// The area's memory is as [`Area`] says.
+    pub(super) unsafe fn apply(&self, direction: Direction, area: Area) {
         let schedule = &*self.schedule;
         // SAFETY: `new` made `self` only where the CPU has the instructions; the rest is the
         // caller's promise.
         unsafe {
             match direction {
-                Direction::Encrypt => apply::<true>(schedule, src, dst, len, unit_size, first_unit),
-                Direction::Decrypt => {
-                    apply::<false>(schedule, src, dst, len, unit_size, first_unit);
-                }
+                Direction::Encrypt => apply::<true>(&schedule.encrypt, &schedule.tweak, area),
+                Direction::Decrypt => apply::<false>(&schedule.decrypt, &schedule.tweak, area),
             }
         }
     }
@@ -85,36 +75,19 @@ impl Vaes512 {
 ///
 /// As [`Vaes512::apply`], and the CPU has the instructions.
 #[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq")]
-unsafe fn apply<const ENCRYPT: bool>(
-    schedule: &Schedule,
-    mut src: *const u8,
-    mut dst: *mut u8,
-    len: usize,
-    unit_size: usize,
-    first_unit: u64,
-) {
-    let keys = match ENCRYPT {
-        true => &schedule.encrypt,
-        false => &schedule.decrypt,
-    };
-    let mut units_left = len / unit_size;
-    let mut next_unit = u128::from(first_unit);
+unsafe fn apply<const ENCRYPT: bool>(keys: &RoundKeys, tweak_keys: &RoundKeys, mut area: Area) {
+    let Area { unit_size, .. } = area;
     let mut first = FirstTweaks([[0; BLOCK_BYTES]; UNITS_AHEAD]);
-    while units_left > 0 {
-        let first = first.encrypt(&schedule.tweak, next_unit, units_left.min(UNITS_AHEAD));
-        // SAFETY: the caller's promise: as many whole units are left at both pointers, which so
-        // stay within the buffers or one past their end.
+    while let Some(Area { src, dst, units, first_unit, .. }) = area.split_off(UNITS_AHEAD) {
+        let first = first.encrypt(tweak_keys, first_unit, units);
+        // SAFETY: the caller's promise, for a part of the area.
         unsafe {
             if unit_size.is_multiple_of(GROUP_BYTES) {
                 apply_to_groups::<ENCRYPT>(keys, first, src, dst, unit_size / GROUP_BYTES);
             } else {
                 apply_to_odd_units::<ENCRYPT>(keys, first, src, dst, unit_size);
             }
-            src = src.add(first.len() * unit_size);
-            dst = dst.add(first.len() * unit_size);
         }
-        units_left -= first.len();
-        next_unit += first.len() as u128;
     }
     if !unit_size.is_multiple_of(GROUP_BYTES) {
         // That loop is not laid out so that no key is spilled.
