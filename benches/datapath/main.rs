@@ -45,7 +45,7 @@ fn run() -> Outcome<()> {
         report.print();
         reports.push(report);
     }
-    report::write(&reports, &setting.out)
+    report::write(&reports)
 }
 
 /// Samples by workload, back end and round.

@@ -1,7 +1,6 @@
 //! What came of it: a table for people, JSON for programs, a picture for documents.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -9,6 +8,7 @@ use super::backend::{Backend, Kind};
 use super::harness::Outcome;
 use super::harness::machine;
 use super::harness::scratch::Scratch;
+use super::harness::setting;
 use super::harness::statistics::Spread;
 use super::load::Sample;
 use super::picture;
@@ -144,22 +144,15 @@ impl Report {
 }
 
 /// Writes the files and says where.
-pub fn write(reports: &[Report], folder: &Path) -> Outcome<()> {
-    fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+pub fn write(reports: &[Report]) -> Outcome<()> {
     let json = json!({
         "processor": machine::processor(),
         "kernel": machine::kernel(),
         "places": reports.iter().map(Report::json).collect::<Vec<_>>(),
     });
-    let files =
-        [("datapath.json", serde_json::to_string_pretty(&json)? + "\n"), ("datapath.svg", picture::draw(reports))];
     println!();
-    for (name, content) in files {
-        let path = folder.join(name);
-        fs::write(&path, content).map_err(|error| format!("{}: {error}", path.display()))?;
-        println!("wrote {}", path.display());
-    }
-    Ok(())
+    setting::write_result("datapath.json", &(serde_json::to_string_pretty(&json)? + "\n"))?;
+    setting::write_result("datapath.svg", &picture::draw(reports))
 }
 
 /// Operations a second in the unit that suits the workload.

@@ -35,15 +35,12 @@ pub struct Setting {
     pub backends: Vec<Kind>,
     /// Further arguments for `sealblk serve`.
     pub sealblk_args: Vec<String>,
-    /// Where the results go.
-    pub out: PathBuf,
 }
 
 impl Setting {
     /// Reads and checks the environment.
     pub fn from_environment() -> Outcome<Self> {
         let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let target = tmp.parent().unwrap_or(tmp);
         let mut kinds = backend::KINDS.to_vec();
         if let Some(binary) = text("BASELINE")? {
             if !Path::new(&binary).is_file() {
@@ -62,7 +59,6 @@ impl Setting {
             workloads: chosen("WORKLOADS", WORKLOADS.to_vec(), |workload| workload.id)?,
             backends: chosen("BACKENDS", kinds, |kind| kind.id)?,
             sealblk_args: text("SEALBLK_ARGS")?.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
-            out: text("OUT")?.map_or_else(|| target.join("benchmarks"), PathBuf::from),
         })
     }
 
