@@ -47,11 +47,14 @@ audit: $(CARGO_DENY)
 $(CARGO_DENY):
 	cargo install cargo-deny --version $(CARGO_DENY_VERSION) --locked --root $(dir $(@D))
 
-# Ratios count, not numbers: most benchmarks measure others beside sealblk in the same run.
-# OpenSSL is built for them, once, in a few minutes: its newest code is faster than Debian's.
+# The cipher, the data path on a disk and on tmpfs, what sealblk itself costs, and instruction counts:
+# seven minutes. Ratios count, not numbers: the first two measure others beside sealblk in the same run.
+# First everything is built, so that nothing is measured beside a compiler; OpenSSL too, once, in a few
+# minutes more: its newest code is faster than Debian's.
 bench bench-volumes: export OPENSSL_NO_VENDOR = 0
 bench: packages
-	cargo bench --bench xts
+	cargo bench --no-run --bench xts --bench datapath --bench ceiling --bench instructions
+	cargo bench --bench xts -- --warm-up-time 0.2 --measurement-time 1 --sample-size 20
 	cargo bench --bench datapath
 	cargo bench --bench ceiling
 	cargo bench --bench instructions

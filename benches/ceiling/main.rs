@@ -6,7 +6,8 @@
 //! sealblk itself spends on a request: the ring, the parser, the lane and the cipher.
 //!
 //! Environment: `ROUNDS` (3), `SECONDS` each (1), `DIR` for the volume's folder (the build's own
-//! temporary folder), in which nothing is stored.
+//! temporary folder), in which nothing is stored; `OUT` for `ceiling.json` (`benchmarks` in the target
+//! folder).
 
 mod driver;
 #[path = "../harness/mod.rs"]
@@ -33,6 +34,7 @@ use sealblk::vhost::server;
 use sealblk::vhost::socket::Socket;
 use sealblk::volume::attachment::Attachment;
 use sealblk::volume::{Creation, Volume};
+use serde_json::json;
 
 use driver::Driver;
 use harness::Outcome;
@@ -67,6 +69,7 @@ fn run() -> Outcome<()> {
     for server in [&encrypted, &plain] {
         server.prove()?;
     }
+    let mut results = Vec::new();
     for workload in &WORKLOADS {
         for server in [&encrypted, &plain] {
             let mut samples = Vec::new();
@@ -76,6 +79,13 @@ fn run() -> Outcome<()> {
             let rate = Spread::of(samples.iter().map(|sample| sample.operations));
             let bytes = Spread::of(samples.iter().map(|sample| sample.operations * workload.bytes as f64));
             let cpu = Spread::of(samples.iter().map(|sample| sample.cpu_ns));
+            results.push(json!({
+                "workload": workload.name,
+                "encrypted": server.cipher.is_some(),
+                "operations_per_second": rate.json(),
+                "bytes_per_second": bytes.json(),
+                "back_end_cpu_ns": cpu.json(),
+            }));
             let goal = match server.cipher {
                 Some(_) if rate.median >= workload.goal => format!("  {:.0} wanted: reached", workload.goal / 1e3),
                 Some(_) => format!("  {:.0} wanted: NOT REACHED", workload.goal / 1e3),
@@ -94,7 +104,10 @@ fn run() -> Outcome<()> {
         }
     }
     encrypted.stop()?;
-    plain.stop()
+    plain.stop()?;
+    let json = json!({ "processor": machine::processor(), "kernel": machine::kernel(), "results": results });
+    println!();
+    setting::write_result("ceiling.json", &(serde_json::to_string_pretty(&json)? + "\n"))
 }
 
 /// Requests of one kind.

@@ -4,7 +4,6 @@
 //! on the image's format. So each is tried for a moment on the filled image, and the best stays.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -13,7 +12,6 @@ use std::time::{Duration, Instant};
 use super::fio::Fio;
 use super::harness::Outcome;
 use super::harness::machine;
-use super::harness::random::Random;
 use super::harness::scratch::{Program, Scratch, finish};
 use super::load::{self, Sample};
 use super::setting::Setting;
@@ -103,7 +101,6 @@ impl Backend {
             Make::Qsd { luks } => Image::create(kind.id, *luks, scratch, size)?.start_best(size)?,
             Make::Fio => {
                 let file = scratch.path().join(kind.id);
-                write_file(&file, size)?;
                 let fio = Fio::new(file, size, !scratch.tmpfs, scratch.path())?;
                 let how = fio.how();
                 (Running::Fio(fio), how)
@@ -257,19 +254,6 @@ fn is_listened_on(socket: &Path) -> Outcome<bool> {
         .lines()
         .filter(|line| line.ends_with(path))
         .all(|line| line.split_whitespace().nth(3) == Some("00010000")))
-}
-
-/// A file of bytes that nothing can compress, on disk.
-fn write_file(path: &Path, size: u64) -> Outcome<()> {
-    let mut random = Random::new(0);
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-    for _ in 0..size / 8 {
-        file.write_all(&random.next().to_ne_bytes())?;
-    }
-    let file = file.into_inner()?;
-    file.sync_all()?;
-    // Direct writes would have to throw these pages out one by one.
-    Ok(rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?)
 }
 
 const SECRET: &str = "secret,id=s,data=benchmark";

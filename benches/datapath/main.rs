@@ -3,7 +3,7 @@
 //! Each back end has a full disk of its own, all of one size, on one file system: `sealblk serve`
 //! with and without encryption, `qemu-storage-daemon` with a LUKS (aes-256, xts, plain64) and a raw
 //! image, and `fio` on a plain file, which has no virtual disk between itself and the kernel. In
-//! each round every back end does each workload, in an order that rotates from round to round. The
+//! each round every back end does each workload, in an order that changes from round to round. The
 //! machine drifts, so what counts is the ratio within a round; medians over the rounds are printed
 //! with the smallest and the largest.
 //!
@@ -15,6 +15,7 @@ mod fio;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod load;
+mod picture;
 mod report;
 mod setting;
 mod workload;
@@ -40,24 +41,38 @@ fn run() -> Outcome<()> {
     for place in &setting.places {
         let scratch = Scratch::create(place, setting.bytes_needed())?;
         let backends = Backend::start_all(&scratch, &setting)?;
-        let report = Report::new(&setting, &scratch, &backends, measure(&setting, &backends)?);
+        let report = Report::new(&setting, &scratch, &backends, measure(&setting, &scratch, &backends)?);
         report.print();
         reports.push(report);
     }
-    report::write(&reports, &setting.out)
+    report::write(&reports)
 }
 
 /// Samples by workload, back end and round.
-fn measure(setting: &Setting, backends: &[Backend]) -> Outcome<Vec<Vec<Vec<Sample>>>> {
+fn measure(setting: &Setting, scratch: &Scratch, backends: &[Backend]) -> Outcome<Vec<Vec<Vec<Sample>>>> {
     let mut samples = vec![vec![Vec::with_capacity(setting.rounds); backends.len()]; setting.workloads.len()];
     for round in 0..setting.rounds {
         eprintln!("  round {} of {}", round + 1, setting.rounds);
         for (workload, samples) in setting.workloads.iter().zip(&mut samples) {
-            for turn in 0..backends.len() {
-                let index = (turn + round) % backends.len();
+            for index in order(backends.len(), round) {
                 samples[index].push(backends[index].run(workload, setting.seconds)?);
+                if workload.write {
+                    // What it left in the caches below would be written while the next is measured.
+                    scratch.sync()?;
+                }
             }
         }
     }
     Ok(samples)
+}
+
+/// The order of a round: another begins each time, and nobody follows the same one twice in a row.
+fn order(count: usize, round: usize) -> impl Iterator<Item = usize> {
+    let steps: Vec<usize> = (1..=count).filter(|step| common_divisor(*step, count) == 1).collect();
+    let step = steps[round % steps.len()];
+    (0..count).map(move |turn| (turn * step + round) % count)
+}
+
+fn common_divisor(one: usize, other: usize) -> usize {
+    if other == 0 { one } else { common_divisor(other, one % other) }
 }

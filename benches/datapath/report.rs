@@ -1,7 +1,6 @@
-//! What came of it: a table for people, JSON for programs.
+//! What came of it: a table for people, JSON for programs, a picture for documents.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -9,8 +8,10 @@ use super::backend::{Backend, Kind};
 use super::harness::Outcome;
 use super::harness::machine;
 use super::harness::scratch::Scratch;
+use super::harness::setting;
 use super::harness::statistics::Spread;
 use super::load::Sample;
+use super::picture;
 use super::setting::Setting;
 use super::workload::Workload;
 
@@ -142,19 +143,16 @@ impl Report {
     }
 }
 
-/// Writes the JSON and says where.
-pub fn write(reports: &[Report], folder: &Path) -> Outcome<()> {
-    fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+/// Writes the files and says where.
+pub fn write(reports: &[Report]) -> Outcome<()> {
     let json = json!({
         "processor": machine::processor(),
         "kernel": machine::kernel(),
         "places": reports.iter().map(Report::json).collect::<Vec<_>>(),
     });
-    let path = folder.join("datapath.json");
-    fs::write(&path, serde_json::to_string_pretty(&json)? + "\n")
-        .map_err(|error| format!("{}: {error}", path.display()))?;
-    println!("\nwrote {}", path.display());
-    Ok(())
+    println!();
+    setting::write_result("datapath.json", &(serde_json::to_string_pretty(&json)? + "\n"))?;
+    setting::write_result("datapath.svg", &picture::draw(reports))
 }
 
 /// Operations a second in the unit that suits the workload.

@@ -3,14 +3,14 @@
 //! | variable | default | meaning |
 //! | --- | --- | --- |
 //! | `ROUNDS` | 5 | rounds |
-//! | `SECONDS` | 1 | length of each measurement |
+//! | `SECONDS` | 0.5 | length of each measurement |
 //! | `SIZE_MIB` | 1024 | size of each disk |
 //! | `DIR` | the build's own temporary folder, then `/dev/shm` | where to put the disks, one place |
 //! | `WORKLOADS` | all | some of them: parts of their ids, with commas between |
 //! | `BACKENDS` | all | some of them: parts of their ids, with commas between |
 //! | `SEALBLK_ARGS` | none | further arguments for `sealblk serve` |
 //! | `BASELINE` | none | another `sealblk` binary, to be measured beside this one |
-//! | `OUT` | `benchmarks` in the target folder | where to put `datapath.json` |
+//! | `OUT` | `benchmarks` in the target folder | where to put `datapath.json` and `datapath.svg` |
 
 use std::path::{Path, PathBuf};
 
@@ -35,15 +35,12 @@ pub struct Setting {
     pub backends: Vec<Kind>,
     /// Further arguments for `sealblk serve`.
     pub sealblk_args: Vec<String>,
-    /// Where the results go.
-    pub out: PathBuf,
 }
 
 impl Setting {
     /// Reads and checks the environment.
     pub fn from_environment() -> Outcome<Self> {
         let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let target = tmp.parent().unwrap_or(tmp);
         let mut kinds = backend::KINDS.to_vec();
         if let Some(binary) = text("BASELINE")? {
             if !Path::new(&binary).is_file() {
@@ -53,7 +50,7 @@ impl Setting {
         }
         Ok(Self {
             rounds: number("ROUNDS", 5.0, 1.0, 1000.0)? as usize,
-            seconds: number("SECONDS", 1.0, 0.05, 3600.0)?,
+            seconds: number("SECONDS", 0.5, 0.05, 3600.0)?,
             size: (number("SIZE_MIB", 1024.0, 16.0, 1024.0 * 1024.0)? as u64) << 20,
             places: match text("DIR")? {
                 Some(dir) => vec![dir.into()],
@@ -62,7 +59,6 @@ impl Setting {
             workloads: chosen("WORKLOADS", WORKLOADS.to_vec(), |workload| workload.id)?,
             backends: chosen("BACKENDS", kinds, |kind| kind.id)?,
             sealblk_args: text("SEALBLK_ARGS")?.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
-            out: text("OUT")?.map_or_else(|| target.join("benchmarks"), PathBuf::from),
         })
     }
 

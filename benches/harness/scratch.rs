@@ -48,6 +48,11 @@ impl Scratch {
         self.folder.path()
     }
 
+    /// Writes everything out that lies in caches of the file system and of the disk.
+    pub fn sync(&self) -> Outcome<()> {
+        Ok(rustix::fs::syncfs(File::open(self.path())?)?)
+    }
+
     /// Where the folder lies.
     pub fn place(&self) -> &Path {
         self.folder.path().parent().unwrap_or(Path::new("/"))

@@ -1,6 +1,7 @@
 //! Environment variables: read, checked, and told of when they are wrong.
 
 use std::env::{self, VarError};
+use std::path::{Path, PathBuf};
 
 use super::Outcome;
 
@@ -21,4 +22,19 @@ pub fn number(name: &str, default: f64, min: f64, max: f64) -> Outcome<f64> {
         Ok(number) if (min..=max).contains(&number) => Ok(number),
         _ => Err(format!("{name}={text}: it must be a number from {min} to {max}").into()),
     }
+}
+
+/// Where results go: `OUT`, or `benchmarks` in the target folder.
+pub fn out() -> Outcome<PathBuf> {
+    let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    Ok(text("OUT")?.map_or_else(|| tmp.parent().unwrap_or(tmp).join("benchmarks"), PathBuf::from))
+}
+
+/// Writes one of them and says where.
+pub fn write_result(name: &str, content: &str) -> Outcome<()> {
+    let path = out()?.join(name);
+    let written = std::fs::create_dir_all(path.parent().unwrap_or(&path)).and_then(|()| std::fs::write(&path, content));
+    written.map_err(|error| format!("{}: {error}", path.display()))?;
+    println!("wrote {}", path.display());
+    Ok(())
 }
