@@ -38,9 +38,8 @@ pub struct UringEngine {
     flights: Slab<Flight>,
     spare: Vec<Vec<Segment>>,
     again: Vec<usize>,
-    /// Entries in the submission queue, and how many calls of `drive` they have waited.
+    /// Entries in the submission queue.
     queued: usize,
-    queued_rounds: u32,
     /// Which of the wakers a poll request is watching.
     watched: [bool; WAKERS_MAX],
 }
@@ -66,7 +65,6 @@ impl UringEngine {
             spare: Vec::new(),
             again: Vec::new(),
             queued: 0,
-            queued_rounds: 0,
             watched: [false; WAKERS_MAX],
         })
     }
@@ -104,7 +102,7 @@ impl UringEngine {
         let result = unsafe {
             self.ring.submitter().enter::<libc::sigset_t>(to_submit, min_complete, IORING_ENTER_GETEVENTS, None)
         };
-        (self.queued, self.queued_rounds) = (self.ring.submission().len(), 0);
+        self.queued = self.ring.submission().len();
         match result {
             Ok(_) => Ok(()),
             // A signal, or completions to reap first: both are over by the next call.
@@ -119,8 +117,9 @@ impl UringEngine {
         queue.taskrun() || queue.cq_overflow()
     }
 
-    fn reap(&mut self, completions: &mut Vec<Completion>) {
-        loop {
+    /// Takes entries off the completion queue until there are `max` completions.
+    fn reap(&mut self, completions: &mut Vec<Completion>, max: usize) {
+        while completions.len() < max {
             let Some(entry) = self.ring.completion().next() else { return };
             if entry.user_data() >= WAKER_TOKEN {
                 self.watched[(entry.user_data() - WAKER_TOKEN) as usize] = false;
@@ -179,12 +178,11 @@ impl Engine for UringEngine {
         if self.flights.is_empty() {
             return Ok(());
         }
-        let reaped = completions.len();
-        self.reap(completions);
-        self.queued_rounds += 1;
-        if completions.len() == reaped && self.has_work() || self.queued > 0 && self.queued_rounds > QUEUED_ROUNDS_MAX {
+        let max = completions.len() + REAPED_MAX;
+        self.reap(completions, max);
+        if self.queued > 0 || completions.is_empty() && self.has_work() {
             self.enter(0)?;
-            self.reap(completions);
+            self.reap(completions, max);
         }
         if !self.again.is_empty() {
             for key in mem::take(&mut self.again) {
@@ -209,7 +207,7 @@ impl Engine for UringEngine {
         self.enter(1)?;
         // With nothing in flight `drive` would not look at the ring: note here which polls fired.
         if self.flights.is_empty() {
-            self.reap(&mut Vec::new());
+            self.reap(&mut Vec::new(), WAKERS_MAX);
         }
         Ok(())
     }
@@ -303,6 +301,7 @@ const WAKER_TOKEN: u64 = 1 << 32;
 const ENTRIES_MAX: usize = 1024;
 /// Entries that are passed on without waiting for more: enough to spread the cost of the call.
 const QUEUED_MAX: usize = 32;
-/// Calls of `drive` that an entry waits for company before it is passed on.
-const QUEUED_ROUNDS_MAX: u32 = 2;
+/// Completions that are handed out at a time. When many arrive at once, the driver can so work on the
+/// first while the rest are decrypted, and the disk gets its answer sooner.
+const REAPED_MAX: usize = 8;
 const IORING_ENTER_GETEVENTS: u32 = 1;
