@@ -117,20 +117,21 @@ impl UringEngine {
         queue.taskrun() || queue.cq_overflow()
     }
 
-    /// Takes entries off the completion queue until there are `max` completions.
-    fn reap(&mut self, completions: &mut Vec<Completion>, max: usize) {
-        while completions.len() < max {
+    /// Takes entries off the completion queue, until as many reads as are left have completed.
+    fn reap(&mut self, completions: &mut Vec<Completion>, reads_left: &mut usize) {
+        while *reads_left > 0 {
             let Some(entry) = self.ring.completion().next() else { return };
             if entry.user_data() >= WAKER_TOKEN {
                 self.watched[(entry.user_data() - WAKER_TOKEN) as usize] = false;
-            } else if let Some(completion) = self.settle(entry.user_data() as usize, entry.result()) {
+            } else if let Some((operation, completion)) = self.settle(entry.user_data() as usize, entry.result()) {
                 completions.push(completion);
+                *reads_left -= usize::from(matches!(operation, Operation::Read { .. }));
             }
         }
     }
 
     /// Accounts for one entry of the completion queue; the completion, if that ends the operation.
-    fn settle(&mut self, key: usize, result: i32) -> Option<Completion> {
+    fn settle(&mut self, key: usize, result: i32) -> Option<(Operation, Completion)> {
         let flight = self.flights.get_mut(key)?;
         let result = match (result, flight.operation) {
             (error @ ..=-1, _) => match Errno(-error) {
@@ -157,7 +158,7 @@ impl UringEngine {
         let mut flight = self.flights.remove(key);
         flight.segments.clear();
         self.spare.push(mem::take(&mut flight.segments));
-        Some(Completion { token: flight.token, result })
+        Some((flight.operation, Completion { token: flight.token, result }))
     }
 }
 
@@ -178,11 +179,11 @@ impl Engine for UringEngine {
         if self.flights.is_empty() {
             return Ok(());
         }
-        let max = completions.len() + REAPED_MAX;
-        self.reap(completions, max);
+        let mut reads_left = READS_REAPED_MAX;
+        self.reap(completions, &mut reads_left);
         if self.queued > 0 || completions.is_empty() && self.has_work() {
             self.enter(0)?;
-            self.reap(completions, max);
+            self.reap(completions, &mut reads_left);
         }
         if !self.again.is_empty() {
             for key in mem::take(&mut self.again) {
@@ -207,7 +208,8 @@ impl Engine for UringEngine {
         self.enter(1)?;
         // With nothing in flight `drive` would not look at the ring: note here which polls fired.
         if self.flights.is_empty() {
-            self.reap(&mut Vec::new(), WAKERS_MAX);
+            let mut reads_left = READS_REAPED_MAX;
+            self.reap(&mut Vec::new(), &mut reads_left);
         }
         Ok(())
     }
@@ -301,7 +303,7 @@ const WAKER_TOKEN: u64 = 1 << 32;
 const ENTRIES_MAX: usize = 1024;
 /// Entries that are passed on without waiting for more: enough to spread the cost of the call.
 const QUEUED_MAX: usize = 32;
-/// Completions that are handed out at a time. When many arrive at once, the driver can so work on the
-/// first while the rest are decrypted, and the disk gets its answer sooner.
-const REAPED_MAX: usize = 8;
+/// Reads that are handed out at a time. When many complete at once, the driver can so work on the first
+/// while the rest are decrypted, and the disk gets its next request sooner.
+const READS_REAPED_MAX: usize = 8;
 const IORING_ENTER_GETEVENTS: u32 = 1;
