@@ -246,4 +246,4 @@ impl Places {
 
 const GIB: f64 = (1u64 << 30) as f64;
 /// How long a request may take before the back end is given up.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);

@@ -56,16 +56,16 @@ impl Drawing {
         let spreads: Vec<Vec<Spread>> = groups.iter().map(spreads).collect();
         let largest = spreads.iter().flatten().map(|spread| spread.max).fold(0.0, f64::max);
         let scale = Scale::up_to(largest);
-        let top = self.y;
         for (group, spreads) in groups.iter().zip(&spreads) {
             self.group(report, *group, spreads, &scale);
         }
-        self.axis(top, &scale);
+        self.axis(&scale);
     }
 
     fn group(&mut self, report: &Report, group: usize, spreads: &[Spread], scale: &Scale) {
         self.text(MARGIN, self.y + 11.0, "font-weight=\"bold\"", report.workloads[group].name);
         self.y += 18.0;
+        self.grid(spreads.len(), scale);
         for ((column, spread), colour) in report.backends.iter().zip(spreads).zip(COLOURS.iter().cycle()) {
             let (y, width) = (self.y, scale.width(spread.median));
             let middle = y + BAR / 2.0;
@@ -88,23 +88,28 @@ impl Drawing {
                 );
             }
             self.text(to.max(LEFT + width) + 6.0, y + 11.0, "font-size=\"11\"", &label);
-            self.y += BAR + 3.0;
+            self.y += BAR + GAP;
         }
         self.y += 9.0;
     }
 
-    fn axis(&mut self, top: f64, scale: &Scale) {
-        let bottom = self.y - 4.0;
-        let mut value = 0.0;
-        while value <= scale.end * 1.001 {
+    /// The lines behind the bars of a group.
+    fn grid(&mut self, bars: usize, scale: &Scale) {
+        let (top, height) = (self.y - 2.0, bars as f64 * (BAR + GAP) + 2.0);
+        for value in scale.steps() {
             let x = LEFT + scale.width(value);
             let opacity = if value == 0.0 { 1.0 } else { 0.3 };
             let _ = writeln!(
                 self.body,
-                "<path d=\"M{x:.1} {top:.1}V{bottom:.1}\" stroke=\"{INK}\" stroke-opacity=\"{opacity}\"/>"
+                "<path d=\"M{x:.1} {top:.1}v{height:.1}\" stroke=\"{INK}\" stroke-opacity=\"{opacity}\"/>"
             );
-            self.text(x, bottom + 14.0, "text-anchor=\"middle\" font-size=\"11\"", &short(value));
-            value += scale.step;
+        }
+    }
+
+    fn axis(&mut self, scale: &Scale) {
+        for value in scale.steps() {
+            let x = LEFT + scale.width(value);
+            self.text(x, self.y + 6.0, "text-anchor=\"middle\" font-size=\"11\"", &short(value));
         }
         self.y += 44.0;
     }
@@ -133,6 +138,11 @@ impl Scale {
         Self { end: largest, step: step.unwrap_or(rough) }
     }
 
+    fn steps(&self) -> impl Iterator<Item = f64> {
+        let Self { end, step } = *self;
+        (0..).map(move |index| f64::from(index) * step).take_while(move |value| *value <= end)
+    }
+
     fn width(&self, value: f64) -> f64 {
         value / self.end * ROOM
     }
@@ -148,5 +158,6 @@ const MARGIN: f64 = 16.0;
 const LEFT: f64 = 160.0;
 const ROOM: f64 = 540.0;
 const BAR: f64 = 14.0;
+const GAP: f64 = 3.0;
 const INK: &str = "#7d8590";
 const COLOURS: [&str; 6] = ["#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7"];

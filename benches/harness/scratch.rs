@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -122,17 +122,31 @@ impl Program {
         let cpu = machine::cpu_seconds(self.id())?;
         match self.child.wait()? {
             status if status.success() => Ok(cpu),
-            status => Err(self.told(format_args!("it failed: {}", describe(status)))),
+            status => Err(self.told(format_args!("it failed: {status}"))),
         }
     }
 
-    /// An error about this program, with the last lines of what it has printed.
+    /// An error about this program, with how it has ended, if it has, and the last lines of what it
+    /// has printed.
     pub fn told(&self, what: impl std::fmt::Display) -> Box<dyn std::error::Error + Send + Sync> {
         let printed = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = printed.lines().collect();
         let last = lines[lines.len().saturating_sub(20)..].join("\n    ");
-        let printed = if last.is_empty() { "and printed nothing".into() } else { format!("and printed:\n    {last}") };
-        format!("{}: {what} {printed}", self.name).into()
+        let printed = if last.is_empty() { "it printed nothing".into() } else { format!("it printed:\n    {last}") };
+        format!("{}: {what}; {}{printed}", self.name, self.end()).into()
+    }
+
+    /// How it has ended, told without waiting for it.
+    fn end(&self) -> String {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
+        match pid.and_then(|pid| rustix::process::waitid(WaitId::Pid(pid), options).ok().flatten()) {
+            Some(status) => match (status.terminating_signal(), status.exit_status()) {
+                (Some(signal), _) => format!("the program was ended by signal {signal}; "),
+                (None, status) => format!("the program ended with status {}; ", status.unwrap_or_default()),
+            },
+            None => String::new(),
+        }
     }
 }
 
@@ -154,7 +168,7 @@ pub fn finish(command: &mut Command, package: &str) -> Outcome<()> {
         return Ok(());
     }
     let printed = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{program} failed: {}: {}", describe(output.status), printed.trim()).into())
+    Err(format!("{program} failed: {}: {}", output.status, printed.trim()).into())
 }
 
 /// From here on SIGINT and SIGTERM end the process and leave nothing behind.
@@ -187,8 +201,4 @@ static TO_BE_REMOVED: Mutex<ToBeRemoved> = Mutex::new(ToBeRemoved { programs: Ve
 
 fn to_be_removed() -> MutexGuard<'static, ToBeRemoved> {
     TO_BE_REMOVED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn describe(status: ExitStatus) -> String {
-    status.to_string()
 }
