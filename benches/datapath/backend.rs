@@ -40,14 +40,12 @@ enum Make {
     Fio,
 }
 
+const PLAIN: &str = "sealblk-plain";
+
 /// All of them. The first is what ratios are about.
 pub const KINDS: [Kind; 5] = [
     Kind { id: "sealblk-xts", name: "sealblk", make: Make::Sealblk { encrypted: true, binary: None } },
-    Kind {
-        id: "sealblk-plain",
-        name: "sealblk, not encrypted",
-        make: Make::Sealblk { encrypted: false, binary: None },
-    },
+    Kind { id: PLAIN, name: "sealblk, not encrypted", make: Make::Sealblk { encrypted: false, binary: None } },
     Kind { id: "qsd-luks", name: "QSD, LUKS", make: Make::Qsd { luks: true } },
     Kind { id: "qsd-raw", name: "QSD, raw", make: Make::Qsd { luks: false } },
     Kind { id: "fio", name: "fio, raw file", make: Make::Fio },
@@ -100,8 +98,14 @@ impl Backend {
             }
             Make::Qsd { luks } => Image::create(kind.id, *luks, scratch, size)?.start_best(size)?,
             Make::Fio => {
-                let file = scratch.path().join(kind.id);
-                let fio = Fio::new(file, size, !scratch.tmpfs, scratch.path())?;
+                // The file of the volume without encryption, where there is one: how fast a disk is
+                // depends on where a file lies and on what was written there before.
+                let shared = scratch.path().join(PLAIN).join("data");
+                let fio = if shared.exists() {
+                    Fio::on(shared, size, !scratch.tmpfs, scratch.path())?
+                } else {
+                    Fio::new(scratch.path().join(kind.id), size, !scratch.tmpfs, scratch.path())?
+                };
                 let how = fio.how();
                 (Running::Fio(fio), how)
             }
