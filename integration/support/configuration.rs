@@ -34,6 +34,10 @@ macro_rules! under_every_configuration {
         under_configuration!(threads_encrypted_4096, "threads", true, 4096, $($test),+);
         under_configuration!(threads_plain_512, "threads", false, 512, $($test),+);
         under_configuration!(threads_plain_4096, "threads", false, 4096, $($test),+);
+        under_configuration!(inline_encrypted_512, "inline", true, 512, $($test),+);
+        under_configuration!(inline_encrypted_4096, "inline", true, 4096, $($test),+);
+        under_configuration!(inline_plain_512, "inline", false, 512, $($test),+);
+        under_configuration!(inline_plain_4096, "inline", false, 4096, $($test),+);
     };
 }
 
@@ -45,6 +49,8 @@ macro_rules! under_every_engine {
         under_configuration!(io_uring_plain, "io-uring", false, 4096, $($test),+);
         under_configuration!(threads_encrypted, "threads", true, 4096, $($test),+);
         under_configuration!(threads_plain, "threads", false, 512, $($test),+);
+        under_configuration!(inline_encrypted, "inline", true, 512, $($test),+);
+        under_configuration!(inline_plain, "inline", false, 4096, $($test),+);
     };
 }
 

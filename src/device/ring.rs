@@ -106,13 +106,13 @@ impl Ring {
         }
         let next = self.queue.next_used();
         self.memory.store(next.to_le(), self.used_field(INDEX_OFFSET)?, Ordering::Release).map_err(guest)?;
-        // §2.7.7.2, §2.7.10.2: what the driver wants is read after it can see the index, as it looks
+        // §2.7.7.2: what the driver wants is read after it can see the index, as it looks
         // at the index after it has said what it wants.
         fence(Ordering::SeqCst);
         if self.queue.event_idx_enabled() {
             let offset = AVAILABLE_RING_OFFSET + AVAILABLE_ELEMENT_BYTES * u64::from(self.queue.size());
             let used_event = self.load_available(offset)?;
-            // §2.7.10.1: whether the index has passed the event since the last update.
+            // §2.7.7.2: whether the index has passed the event since the last update.
             return Ok(next.wrapping_sub(used_event).wrapping_sub(1) < count);
         }
         Ok(self.load_available(FLAGS_OFFSET)? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
