@@ -194,6 +194,16 @@ mod tests {
     }
 
     #[test]
+    fn a_file_in_memory_is_buffered_and_gets_the_inline_engine() {
+        let file = rustix::fs::memfd_create("data", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 8192).unwrap();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        assert_eq!(BlockFile::open(&path, false, 512).unwrap().caching(), Caching::Buffered);
+        assert_eq!(crate::io::Kind::detect(&path).0, crate::io::Kind::Inline);
+        assert!(!is_in_memory(Path::new("/proc/self/status")));
+    }
+
+    #[test]
     fn a_missing_file_is_an_error() {
         let error = BlockFile::open(Path::new("/nonexistent/data"), false, 512).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
