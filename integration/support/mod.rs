@@ -10,11 +10,12 @@
 //! Nothing here skips: a tool that is missing fails the test that needs it.
 
 // Each test program of this folder uses a part of this module.
-#![allow(dead_code)]
+#![allow(dead_code, unused_macros)]
 
 #[macro_use]
 pub mod configuration;
 pub mod ciphertext;
+pub mod cluster;
 pub mod guest;
 pub mod loopback;
 pub mod memory;

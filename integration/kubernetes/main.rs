@@ -1,0 +1,7 @@
+//! Keys in Kubernetes: each story against a real API server and etcd, over TLS, with RBAC on and
+//! ServiceAccounts' tokens.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cluster;
