@@ -3,6 +3,7 @@
 
 mod audit;
 mod certificates;
+pub mod kms;
 mod programs;
 mod tokens;
 
@@ -117,6 +118,16 @@ impl Cluster {
     pub fn api_server_log(&self) -> String {
         let api_server = self.api_server.lock().expect("the API server's state");
         api_server.as_ref().expect("a running API server").log()
+    }
+
+    /// Whether the API server is of an earlier version.
+    pub fn is_older_than(major: u32, minor: u32) -> bool {
+        let output = Command::new(binary("kube-apiserver")).arg("--version").output().expect("the server's version");
+        let text = String::from_utf8(output.stdout).expect("the server's version");
+        let version = text.trim().strip_prefix("Kubernetes v").expect("Kubernetes v1.2.3");
+        let mut numbers = version.split('.').map(|number| number.parse::<u32>().expect("a number"));
+        let mut next = || numbers.next().expect("two numbers");
+        (next(), next()) < (major, minor)
     }
 
     /// Where the API server listens.
