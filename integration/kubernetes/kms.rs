@@ -16,7 +16,7 @@ use crate::support::volume::SEALBLK;
 #[test]
 fn what_etcd_holds_is_an_envelope_that_only_the_service_opens() {
     let folder = TempDir::new().expect("a folder for the plugin");
-    let mut plugin = KmsPlugin::start(folder.path());
+    let mut plugin = KmsPlugin::start();
     let cluster = cluster_with(&plugin, folder.path());
     let namespace = cluster.namespace("kms");
     let volume = Volume { folder: folder.path(), cluster: &cluster, namespace: &namespace };
@@ -36,11 +36,11 @@ fn what_etcd_holds_is_an_envelope_that_only_the_service_opens() {
     let refused = volume.info(&secret);
     let reason = stderr(&refused);
     assert_eq!(refused.status.code(), Some(1), "{reason}");
-    assert!(reason.contains("kms.sock"), "no word of the plugin: {reason}");
+    assert!(reason.contains(plugin.socket()), "no word of the plugin: {reason}");
     let manifest = volume.manifest();
     let refused = cluster.try_with_manifest("apply", &manifest);
     assert!(!refused.status.success(), "a Secret was made without the plugin");
-    assert!(stderr(&refused).contains("kms.sock"), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains(plugin.socket()), "{}", stderr(&refused));
 
     plugin.resume();
     let attached = volume.info(&secret);
@@ -67,8 +67,8 @@ fn cluster_with(plugin: &KmsPlugin, folder: &Path) -> Cluster {
     let configuration = format!(
         "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
          - resources: [secrets]\n  providers:\n  \
-         - kms: {{apiVersion: {version}, name: test, endpoint: \"unix://{}\", timeout: 3s{cache}}}\n",
-        plugin.socket().display()
+         - kms: {{apiVersion: {version}, name: test, endpoint: \"{}\", timeout: 3s{cache}}}\n",
+        plugin.endpoint()
     );
     let configuration = match version {
         // Before version 2 there was no field to say so.

@@ -2,11 +2,11 @@
 //! Kubernetes speaks (v1beta1 and v2). It seals with AES-256-GCM under a key that only it has.
 
 use std::convert::Infallible;
-use std::fs;
 use std::future::{Ready, ready};
-use std::path::{Path, PathBuf};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use hyper::body::Incoming;
@@ -24,24 +24,32 @@ use tonic_prost::ProstCodec;
 
 /// A plugin that can be stopped and started again with the same key.
 pub struct KmsPlugin {
-    socket: PathBuf,
+    socket: String,
     service: Arc<Service>,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl KmsPlugin {
-    /// Serves on a socket in `folder`.
-    pub fn start(folder: &Path) -> KmsPlugin {
+    /// Serves on a socket of its own. The socket has no path but an abstract name: an old API server
+    /// names a path as the authority of its requests, which is none, and the `h2` crate refuses it.
+    pub fn start() -> KmsPlugin {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let socket = format!("sealblk-kms-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut key = [0; 32];
         openssl::rand::rand_bytes(&mut key).expect("random bytes");
         let service = Arc::new(Service { key, encryptions: AtomicU64::new(0), decryptions: AtomicU64::new(0) });
-        let mut plugin = KmsPlugin { socket: folder.join("kms.sock"), service, running: None };
+        let mut plugin = KmsPlugin { socket, service, running: None };
         plugin.resume();
         plugin
     }
 
-    /// Where it listens.
-    pub fn socket(&self) -> &Path {
+    /// Where it listens, as an API server's configuration says it.
+    pub fn endpoint(&self) -> String {
+        format!("unix:///@{}", self.socket)
+    }
+
+    /// The socket's name.
+    pub fn socket(&self) -> &str {
         &self.socket
     }
 
@@ -60,7 +68,6 @@ impl KmsPlugin {
         if let Some((stop, thread)) = self.running.take() {
             stop.send(()).expect("a running plugin");
             thread.join().expect("the plugin's end");
-            fs::remove_file(&self.socket).expect("removing the plugin's socket");
         }
     }
 
@@ -72,7 +79,7 @@ impl KmsPlugin {
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
-                let listener = UnixListener::bind(&socket).expect("listening on the plugin's socket");
+                let listener = listen(&socket).expect("listening on the plugin's socket");
                 ready.send(()).expect("a test that waits");
                 tokio::select! {
                     _ = stopped => {}
@@ -90,6 +97,12 @@ impl Drop for KmsPlugin {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+fn listen(name: &str) -> std::io::Result<UnixListener> {
+    let listener = std::os::unix::net::UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
 async fn serve(listener: UnixListener, service: Arc<Service>) {

@@ -97,7 +97,8 @@ impl Cluster {
         let program = api_server.insert(Program::start("kube-apiserver", command, self.folder.path()));
         let deadline = Instant::now() + START_PATIENCE;
         loop {
-            let output = self.kubectl_command().args(["get", "--raw", "/readyz"]).output().expect("running kubectl");
+            let output =
+                self.kubectl_command().args(["get", "--raw", "/readyz?verbose"]).output().expect("running kubectl");
             if output.status.success() {
                 return;
             }
