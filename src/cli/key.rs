@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::key_args::load_namespace_key;
+use super::key_args::load_namespace_keys;
 use super::{CliError, output};
 use crate::keys::generate::{Namespace, Pvc, Request, generate};
 
@@ -33,7 +33,7 @@ pub fn run(command: KeyCommand) -> Result<(), CliError> {
     let request = Request {
         namespace: args.namespace,
         pvc: args.pvc,
-        namespace_key: args.namespace_key.as_deref().map(load_namespace_key).transpose()?,
+        namespace_keys: args.namespace_key.as_deref().map(load_namespace_keys).transpose()?,
         wrapped_only: args.wrapped_only,
     };
     output::print(&generate(&request)?)

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::CliError;
 use crate::crypto::xts::XtsKey;
-use crate::keys::{NamespaceKey, Source, SourceError};
+use crate::keys::{NamespaceKeys, Source, SourceError};
 
 /// A volume's key: exactly one of `--key` and `--no-encryption`.
 #[derive(Args)]
@@ -43,16 +43,16 @@ impl KeyArgs {
             return Ok(None);
         };
         let source = Source::from_str(key)?;
-        let namespace_key = self.namespace_key.as_deref().map(load_namespace_key).transpose()?;
-        Ok(Some(source.load(namespace_key.as_ref())?))
+        let namespace_keys = self.namespace_key.as_deref().map(load_namespace_keys).transpose()?;
+        Ok(Some(source.load(namespace_keys.as_ref())?))
     }
 }
 
-/// Loads a namespace key from a source, or from a file named without a scheme.
-pub fn load_namespace_key(text: &str) -> Result<NamespaceKey, CliError> {
+/// Loads a namespace's keys from a source, or from a file named without a scheme.
+pub fn load_namespace_keys(text: &str) -> Result<NamespaceKeys, CliError> {
     let source = match Source::from_str(text) {
         Err(SourceError::UnknownScheme) if !text.contains(':') => Source::File(text.into()),
         source => source?,
     };
-    Ok(source.load_namespace_key()?)
+    Ok(source.load_namespace_keys()?)
 }

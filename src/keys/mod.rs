@@ -10,6 +10,7 @@
 mod error;
 pub mod generate;
 pub mod manifest;
+pub mod names;
 pub mod process;
 pub mod secret;
 pub mod wiping;
@@ -25,7 +26,7 @@ use zeroize::Zeroizing;
 use crate::crypto::xts::XtsKey;
 
 pub use error::{KeyError, Origin, SourceError};
-pub use secret::NamespaceKey;
+pub use secret::{NamespaceKey, NamespaceKeys};
 
 /// Where a key is to be read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,13 +36,13 @@ pub enum Source {
 }
 
 impl Source {
-    /// Reads the volume key. A Secret that holds the key only wrapped needs `namespace_key`; one that
+    /// Reads the volume key. A Secret that holds the key only wrapped needs `namespace_keys`; one that
     /// holds it in the clear is checked against the namespace key when it is given.
     ///
     /// # Errors
     ///
     /// [`KeyError`] when the source cannot be read or does not hold one good key.
-    pub fn load(&self, namespace_key: Option<&NamespaceKey>) -> Result<XtsKey, KeyError> {
+    pub fn load(&self, namespace_keys: Option<&NamespaceKeys>) -> Result<XtsKey, KeyError> {
         let _wiping = wiping::Wiping::start();
         let Source::File(path) = self;
         let content = read(path)?;
@@ -49,23 +50,23 @@ impl Source {
             return secret::xts_key(&content, || Origin::raw(path));
         }
         let secrets = manifest::parse(path, &content, secret::VOLUME_KEY_BYTES)?;
-        secret::open_volume_key(&secret::pick_volume_secret(path, secrets)?, namespace_key)
+        secret::open_volume_key(&secret::pick_volume_secret(path, secrets)?, namespace_keys)
     }
 
-    /// Reads a namespace key, which opens wrapped volume keys.
+    /// Reads a namespace's keys, which open wrapped volume keys.
     ///
     /// # Errors
     ///
     /// [`KeyError`] when the source cannot be read or does not hold one good key.
-    pub fn load_namespace_key(&self) -> Result<NamespaceKey, KeyError> {
+    pub fn load_namespace_keys(&self) -> Result<NamespaceKeys, KeyError> {
         let _wiping = wiping::Wiping::start();
         let Source::File(path) = self;
         let content = read(path)?;
         if content.len() == secret::NAMESPACE_KEY_BYTES {
-            return NamespaceKey::new(&content);
+            return Ok(NamespaceKey::new(&content)?.into());
         }
         let secrets = manifest::parse(path, &content, secret::NAMESPACE_KEY_BYTES)?;
-        secret::open_namespace_key(&secret::pick_namespace_secret(path, secrets)?)
+        secret::open_namespace_keys(&secret::pick_namespace_secret(path, secrets)?)
     }
 }
 

@@ -103,8 +103,8 @@ fn a_wrapped_key_opens_with_the_namespace_key_from_a_manifest_or_raw() {
     let key = bytes(&volume, "key");
     let wrapped = KeyFile::new(without(volume, "key").to_string());
     for content in [namespace.to_string().into_bytes(), bytes(&namespace, "key")] {
-        let namespace_key = KeyFile::new(content).source().load_namespace_key().unwrap();
-        assert_eq!(wrapped.source().load(Some(&namespace_key)).unwrap().bytes()[..], key);
+        let namespace_keys = KeyFile::new(content).source().load_namespace_keys().unwrap();
+        assert_eq!(wrapped.source().load(Some(&namespace_keys)).unwrap().bytes()[..], key);
     }
 }
 
@@ -113,13 +113,13 @@ fn the_namespace_key_is_found_beside_the_volume_key() {
     let text = generate(&Request::default()).unwrap();
     let (_, namespace) = text.split_once("---\n").unwrap();
     let key = bytes(&serde_norway::from_str(namespace).unwrap(), "key");
-    assert_eq!(KeyFile::new(text.as_str()).source().load_namespace_key().unwrap().bytes()[..], key);
+    assert_eq!(KeyFile::new(text.as_str()).source().load_namespace_keys().unwrap().current.bytes()[..], key);
 }
 
 #[test]
 fn the_namespace_key_of_another_namespace_is_refused() {
     let (volume, _) = generated();
-    let other = NamespaceKey::generate().unwrap();
+    let other = NamespaceKey::generate().unwrap().into();
     for secret in [volume.clone(), without(volume, "key")] {
         let error = KeyFile::new(secret.to_string()).source().load(Some(&other)).unwrap_err();
         assert!(matches!(error, KeyError::UnwrapMismatch { .. }), "{error}");
@@ -246,13 +246,13 @@ fn no_error_contains_anything_of_a_key() {
         .flat_map(|text| text.as_bytes().chunks(12).map(|piece| String::from_utf8_lossy(piece).into_owned()))
         .filter(|piece| piece.len() == 12)
         .collect();
-    let other_key = NamespaceKey::generate().unwrap();
+    let other_key = NamespaceKey::generate().unwrap().into();
     for content in contents {
         let file = KeyFile::new(&content);
         let volume_error = file.load().expect_err(&content);
         let wrapped_error = file.source().load(Some(&other_key)).expect_err(&content);
         let mut said = format!("{volume_error} {volume_error:?} {wrapped_error} {wrapped_error:?}");
-        if let Err(error) = file.source().load_namespace_key() {
+        if let Err(error) = file.source().load_namespace_keys() {
             said += &format!("{error} {error:?}");
         }
         for piece in &forbidden {
