@@ -146,8 +146,8 @@ mod tests {
 
     #[test]
     fn a_wrapped_only_secret_has_no_clear_key() {
-        let namespace_key = Some(NamespaceKey::generate().unwrap());
-        let text = generate(&Request { namespace_key, wrapped_only: true, ..Request::default() }).unwrap();
+        let namespace_keys = Some(NamespaceKey::generate().unwrap().into());
+        let text = generate(&Request { namespace_keys, wrapped_only: true, ..Request::default() }).unwrap();
         let volume: serde_json::Value = serde_norway::from_str(&text).unwrap();
         assert!(volume["data"]["key"].is_null());
         assert!(volume["data"]["vuk"].is_string());

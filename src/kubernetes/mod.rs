@@ -9,6 +9,8 @@
 //! library's own policy would try sixteen times, over hours, in silence.)
 
 mod error;
+pub mod patience;
+pub mod request;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,8 @@ use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 
 pub use error::ConnectError;
+pub use patience::Patience;
+pub use request::RequestError;
 
 /// Which API server to speak to, as far as the command line says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
