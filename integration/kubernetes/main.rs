@@ -4,4 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attach;
 mod cluster;
+mod errors;
+mod proxy;
+mod tenant;

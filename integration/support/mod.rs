@@ -24,6 +24,7 @@ pub mod pattern;
 pub mod request;
 pub mod ring;
 pub mod served;
+pub mod serving;
 pub mod volume;
 
 use std::time::Duration;

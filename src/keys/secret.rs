@@ -128,6 +128,11 @@ pub fn wrap(key: &XtsKey, namespace_key: &NamespaceKey) -> Result<Wrapping, KeyE
     Ok(Wrapping { iv, vuk, hmac })
 }
 
+/// Whether it takes the namespace's key to open a volume key's Secret.
+pub fn is_wrapped(secret: &Secret) -> bool {
+    secret.has("vuk") && !secret.has(names::KEY_FIELD)
+}
+
 /// Opens the volume key that a Secret holds, in the clear or wrapped.
 ///
 /// # Errors

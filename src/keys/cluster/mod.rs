@@ -20,7 +20,7 @@ use std::time::Duration;
 use super::Source;
 use super::error::{KeyError, SourceError};
 use super::manifest::Secret;
-use super::names::{self, Namespace, ObjectName};
+use super::names::{Namespace, ObjectName};
 use super::secret::{self, NamespaceKeys};
 use crate::crypto::xts::XtsKey;
 use crate::kubernetes::Access;
@@ -122,7 +122,7 @@ struct Wrapped<'a> {
 impl Wrapped<'_> {
     async fn open(&self, session: &mut Session) -> Result<XtsKey, KeyError> {
         let mut volume = session.secret(self.volume.0, self.volume.1).await?;
-        if volume.has(names::KEY_FIELD) && !self.always {
+        if !self.always && !secret::is_wrapped(&volume) {
             return secret::open_volume_key(&volume, None);
         }
         let mut namespace_key = self.namespace_key(session, &volume).await?;
