@@ -7,5 +7,6 @@ mod support;
 mod attach;
 mod cluster;
 mod errors;
+mod memory;
 mod proxy;
 mod tenant;
