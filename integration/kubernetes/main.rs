@@ -9,4 +9,5 @@ mod cluster;
 mod errors;
 mod memory;
 mod proxy;
+mod storm;
 mod tenant;

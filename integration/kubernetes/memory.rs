@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tempfile::TempDir;
 
-use super::proxy::Proxy;
+use super::proxy::{Gate, Proxy};
 use super::tenant::{Form, Tenant, altered, assert_success};
 use crate::support::PATIENCE;
 use crate::support::cluster::Cluster;
@@ -104,25 +104,6 @@ fn the_search_finds_a_key_that_is_not_protected() {
         assert!(!traces.in_process(holder.pid()).is_empty());
         assert!(traces.count_in_file(&debugger.core()) > 0);
         debugger.let_go();
-    }
-}
-
-/// What holds back all that sealblk sends until it is opened.
-#[derive(Default)]
-struct Gate {
-    opened: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Gate {
-    fn pass(&self) {
-        let opened = self.opened.lock().expect("the gate");
-        drop(self.changed.wait_while(opened, |opened| !*opened).expect("the gate"));
-    }
-
-    fn open(&self) {
-        *self.opened.lock().expect("the gate") = true;
-        self.changed.notify_all();
     }
 }
 

@@ -3,8 +3,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 /// A relay. Its thread ends with the test program.
@@ -44,6 +44,27 @@ impl Proxy {
     /// How often sealblk has connected.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+}
+
+/// What holds back all that sealblk sends until it is opened.
+#[derive(Default)]
+pub struct Gate {
+    opened: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Waits until it is open.
+    pub fn pass(&self) {
+        let opened = self.opened.lock().expect("the gate");
+        drop(self.changed.wait_while(opened, |opened| !*opened).expect("the gate"));
+    }
+
+    /// Lets everything through, from now on.
+    pub fn open(&self) {
+        *self.opened.lock().expect("the gate") = true;
+        self.changed.notify_all();
     }
 }
 

@@ -48,7 +48,12 @@ impl Serving {
 
     /// Waits until it listens.
     pub fn wait_for_socket(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        self.wait_for_socket_within(PATIENCE);
+    }
+
+    /// The same on a machine that has much else to do.
+    pub fn wait_for_socket_within(&mut self, patience: Duration) {
+        let deadline = Instant::now() + patience;
         while !self.socket.exists() {
             assert!(self.child.try_wait().expect("its state").is_none(), "it has ended:\n{}", self.log());
             assert!(Instant::now() < deadline, "no socket came:\n{}", self.log());

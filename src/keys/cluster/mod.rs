@@ -8,7 +8,7 @@
 //! brings anything new.
 //!
 //! Invariant: whatever of a key passes through here (the connection's buffers, the answer, the fields)
-//! lives on a thread that wipes what it frees, and its stack, before it ends: see [`seclusion`].
+//! lives on a thread that wipes what it frees, and its stack, before it ends (`seclusion`).
 
 mod error;
 mod seclusion;
