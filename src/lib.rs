@@ -11,15 +11,16 @@
 //! | 5 | [`vhost`] | the conversation with the VMM: accept, negotiate, memory table, rings, reconnect |
 //! | 4 | [`device`] | virtio-blk itself: features, configuration space, request parsing, the queue worker |
 //! | 3 | [`volume`] | plaintext above, ciphertext below: encrypt, decrypt, holes, discard |
-//! | 3 | [`keys`] | where keys come from: files and the Secret format |
+//! | 3 | [`keys`] | where keys come from: files, the Secret format, the cluster |
 //! | 1 | [`store`] | one copy on one disk: superblock, data file, lock |
-//! | 0 | [`io`], [`crypto`] | engines and ciphers that know nothing of the rest |
+//! | 0 | [`io`], [`crypto`], [`kubernetes`] | engines, ciphers and a client that know nothing of the rest |
 
 pub mod cli;
 pub mod crypto;
 pub mod device;
 pub mod io;
 pub mod keys;
+pub mod kubernetes;
 pub mod store;
 pub mod vhost;
 pub mod volume;

@@ -4,5 +4,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attach;
 mod cluster;
+mod errors;
 mod kms;
+mod memory;
+mod proxy;
+mod storm;
+mod tenant;

@@ -23,7 +23,9 @@ pub mod message;
 pub mod pattern;
 pub mod request;
 pub mod ring;
+pub mod search;
 pub mod served;
+pub mod serving;
 pub mod volume;
 
 use std::time::Duration;

@@ -1,21 +1,28 @@
 //! The arguments by which every command that opens a volume is given its key.
 
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 
-use super::CliError;
+use super::{CliError, duration};
 use crate::crypto::xts::XtsKey;
-use crate::keys::{NamespaceKey, Source, SourceError};
+use crate::keys::{Cluster, Source, SourceError};
+use crate::kubernetes::Access;
 
 /// A volume's key: exactly one of `--key` and `--no-encryption`.
 #[derive(Args)]
 pub struct KeyArgs {
     #[command(flatten)]
     choice: Choice,
-    /// The namespace's key, for a Secret that holds the volume key only wrapped
+    /// The namespace's key, for a Secret that holds the volume key only wrapped [default: for a Secret
+    /// of a cluster, the key of its namespace]
     #[arg(long, value_name = "SOURCE", requires = "key", conflicts_with = "no_encryption")]
     namespace_key: Option<String>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 // The sources are kept as text until they are loaded, because the parser's errors would repeat them
@@ -23,12 +30,28 @@ pub struct KeyArgs {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Choice {
-    /// Where the volume's key is: file:PATH, a Secret manifest in YAML or JSON or 64 raw bytes
+    /// Where the volume's key is: kubernetes:NAMESPACE/NAME, a Secret of the cluster; pvc:NAMESPACE/NAME,
+    /// the Secret of a claim; or file:PATH, a Secret manifest in YAML or JSON or 64 raw bytes
     #[arg(long, value_name = "SOURCE")]
     key: Option<String>,
     /// The volume is not encrypted
     #[arg(long)]
     no_encryption: bool,
+}
+
+/// Which cluster keys are read from.
+#[derive(Args)]
+pub struct ClusterArgs {
+    /// Kubeconfig that says how to reach the cluster [default: in a pod its ServiceAccount, elsewhere what
+    /// kubectl takes]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// The longest time to wait for an API server that cannot be reached or is busy
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::parse)]
+    key_timeout: Duration,
 }
 
 impl KeyArgs {
@@ -39,20 +62,38 @@ impl KeyArgs {
     /// [`CliError::Source`] for a source that cannot be one, [`CliError::Key`] when it holds no good
     /// key.
     pub fn load(&self) -> Result<Option<XtsKey>, CliError> {
+        self.load_unless(None)
+    }
+
+    /// The same, until `stop` is readable.
+    ///
+    /// # Errors
+    ///
+    /// As above, and [`KeyError::Stopped`](crate::keys::KeyError::Stopped).
+    pub fn load_unless(&self, stop: Option<BorrowedFd<'_>>) -> Result<Option<XtsKey>, CliError> {
         let Some(key) = &self.choice.key else {
             return Ok(None);
         };
         let source = Source::from_str(key)?;
-        let namespace_key = self.namespace_key.as_deref().map(load_namespace_key).transpose()?;
-        Ok(Some(source.load(namespace_key.as_ref())?))
+        let namespace_key = self.namespace_key.as_deref().map(namespace_source).transpose()?;
+        let cluster = Cluster { stop, ..self.cluster.cluster() };
+        Ok(Some(source.load(namespace_key.as_ref(), &cluster)?))
     }
 }
 
-/// Loads a namespace key from a source, or from a file named without a scheme.
-pub fn load_namespace_key(text: &str) -> Result<NamespaceKey, CliError> {
-    let source = match Source::from_str(text) {
-        Err(SourceError::UnknownScheme) if !text.contains(':') => Source::File(text.into()),
-        source => source?,
-    };
-    Ok(source.load_namespace_key()?)
+impl ClusterArgs {
+    /// The cluster, which nothing makes stop waiting.
+    pub fn cluster(&self) -> Cluster<'static> {
+        let access = Access { kubeconfig: self.kubeconfig.clone(), context: self.context.clone() };
+        Cluster { access, patience: self.key_timeout, stop: None }
+    }
+}
+
+/// The source of a namespace's key; a file may be named without a scheme.
+pub fn namespace_source(text: &str) -> Result<Source, SourceError> {
+    match Source::from_str(text) {
+        Err(SourceError::UnknownScheme) if !text.contains(':') => Ok(Source::File(text.into())),
+        Ok(Source::Pvc { .. }) => Err(SourceError::NotOfNamespace),
+        source => source,
+    }
 }

@@ -4,6 +4,7 @@
 //! standard error: what failed, on which object, and what to do.
 
 mod benchmark;
+mod duration;
 mod error;
 mod key;
 mod key_args;
@@ -44,7 +45,7 @@ enum Command {
 
 /// Runs the command of this process's arguments.
 pub fn run() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    start_log();
     match protected() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -52,6 +53,16 @@ pub fn run() -> ExitCode {
             ExitCode::from(error.exit_status())
         }
     }
+}
+
+/// From level `info` on, or as RUST_LOG says. The Kubernetes client's own lines are left out unless
+/// they are asked for by name: it calls every answer with a 5xx an error, where we only wait.
+fn start_log() {
+    env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Info)
+        .filter_module("kube_client", log::LevelFilter::Off)
+        .parse_default_env()
+        .init();
 }
 
 /// Nothing that could touch a key happens before the process is protected.

@@ -14,6 +14,7 @@ use signal_hook::low_level::pipe;
 use super::{CliError, KeyArgs};
 use crate::device::{Disk, Serial};
 use crate::io::Kind;
+use crate::keys::KeyError;
 use crate::store::Access;
 use crate::vhost::server;
 use crate::vhost::socket::Socket;
@@ -70,7 +71,14 @@ impl std::str::FromStr for EngineChoice {
 pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     // From here on a signal means to finish in order, even while the volume is being opened.
     let stop = stop_signal().map_err(CliError::Signals)?;
-    let key = args.key.load()?;
+    let key = match args.key.load_unless(Some(stop.as_fd())) {
+        // Asked to end in order, and nothing has been served that could be out of order.
+        Err(CliError::Key(KeyError::Stopped)) => {
+            log::info!("stopped before the key was read; nothing was served");
+            return Ok(());
+        }
+        key => key?,
+    };
     let access = if args.read_only { Access::Shared } else { Access::Exclusive };
     let volume = Volume::open(&args.dir, key.as_ref(), access)?;
     drop(key);

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::cluster::ClusterError;
+use super::names::{NameError, Namespace, ObjectName};
 use crate::crypto::LockedError;
 
 /// The text after `--key` is not a source.
@@ -11,11 +13,20 @@ use crate::crypto::LockedError;
 pub enum SourceError {
     /// The scheme before the colon is not one of those there are. The text is not repeated: it may
     /// be a key that was pasted.
-    #[error("unknown kind of key source: write file:PATH")]
+    #[error("unknown kind of key source: write file:PATH, kubernetes:NAMESPACE/NAME or pvc:NAMESPACE/NAME")]
     UnknownScheme,
     /// `file:` with nothing behind it.
     #[error("the key source names no file: write file:PATH")]
     NoPath,
+    /// `kubernetes:` or `pvc:` without both names.
+    #[error("the key source names no object of a namespace: write kubernetes:NAMESPACE/NAME or pvc:NAMESPACE/NAME")]
+    NoObject,
+    /// A name that Kubernetes would not take.
+    #[error("the key source holds a name that is {0}")]
+    Name(#[from] NameError),
+    /// `pvc:` where a namespace's key is asked for.
+    #[error("a claim names a volume's key and not a namespace's: write file:PATH or kubernetes:NAMESPACE/NAME")]
+    NotOfNamespace,
 }
 
 /// A key could not be read, checked or made.
@@ -152,6 +163,18 @@ pub enum KeyError {
         /// The Secret or file.
         origin: Origin,
     },
+    /// The key is in a cluster and cannot be had from there.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The source is of the wrong kind.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// No thread to read the key on.
+    #[error("cannot start a thread to read the key on: {0}: check the limit of processes")]
+    Thread(#[source] io::Error),
+    /// The process was told to end before it had the key.
+    #[error("told to stop before the key was read")]
+    Stopped,
     /// No protected memory for the key.
     #[error(transparent)]
     Memory(#[from] LockedError),
@@ -162,35 +185,43 @@ pub enum KeyError {
 
 /// What a key was found in, as errors name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    path: PathBuf,
-    secret: Option<String>,
+pub struct Origin(Place);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    File(PathBuf),
+    Manifest { path: PathBuf, secret: String },
+    Cluster { secret: String },
 }
 
 impl Origin {
     /// A file of raw bytes.
     pub(super) fn raw(path: &Path) -> Origin {
-        Origin { path: path.to_owned(), secret: None }
+        Origin(Place::File(path.to_owned()))
     }
 
     /// A Secret in a manifest.
     pub(super) fn secret(path: &Path, namespace: Option<&str>, name: Option<&str>) -> Origin {
         let name = name.unwrap_or("(unnamed)");
-        Origin {
-            path: path.to_owned(),
-            secret: Some(match namespace {
-                Some(namespace) => format!("{namespace}/{name}"),
-                None => name.to_owned(),
-            }),
-        }
+        let secret = match namespace {
+            Some(namespace) => format!("{namespace}/{name}"),
+            None => name.to_owned(),
+        };
+        Origin(Place::Manifest { path: path.to_owned(), secret })
+    }
+
+    /// A Secret of a cluster.
+    pub fn cluster(namespace: &Namespace, name: &ObjectName) -> Origin {
+        Origin(Place::Cluster { secret: format!("{namespace}/{name}") })
     }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.secret {
-            Some(secret) => write!(f, "Secret {secret} in {}", self.path.display()),
-            None => write!(f, "key file {}", self.path.display()),
+        match &self.0 {
+            Place::File(path) => write!(f, "key file {}", path.display()),
+            Place::Manifest { path, secret } => write!(f, "Secret {secret} in {}", path.display()),
+            Place::Cluster { secret } => write!(f, "Secret {secret} of the cluster"),
         }
     }
 }

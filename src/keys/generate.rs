@@ -12,9 +12,12 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::error::KeyError;
-use super::secret::{self, NamespaceKey};
+use super::names::{self, ObjectName};
+use super::secret::{self, NamespaceKey, NamespaceKeys};
 use super::wiping::Wiping;
 use crate::crypto::xts::{XtsKey, XtsKeyError};
+
+pub use super::names::{NameError, Namespace};
 
 /// What to make.
 #[derive(Debug, Default)]
@@ -23,8 +26,8 @@ pub struct Request {
     pub namespace: Option<Namespace>,
     /// The claim that the volume key is for, recorded as a label.
     pub pvc: Option<Pvc>,
-    /// The namespace's key. Without one a fresh one is made and is part of the manifest.
-    pub namespace_key: Option<NamespaceKey>,
+    /// The namespace's keys. Without them a fresh one is made and is part of the manifest.
+    pub namespace_keys: Option<NamespaceKeys>,
     /// Whether to leave the clear key out, so that the volume's Secret alone reveals nothing.
     pub wrapped_only: bool,
 }
@@ -44,15 +47,16 @@ pub fn generate(request: &Request) -> Result<Zeroizing<String>, KeyError> {
         // number generator is broken.
         XtsKeyError::Length(_) | XtsKeyError::EqualHalves => KeyError::Random(getrandom::Error::UNEXPECTED),
     })?;
-    let fresh = match request.namespace_key {
+    let fresh = match request.namespace_keys {
         Some(_) => None,
         None => Some(NamespaceKey::generate()?),
     };
-    let namespace_key = request.namespace_key.as_ref().or(fresh.as_ref()).expect("one or the other");
+    let namespace_key =
+        request.namespace_keys.as_ref().map(NamespaceKeys::for_wrapping).or(fresh.as_ref()).expect("one or the other");
     let wrapping = secret::wrap(&key, namespace_key)?;
 
     let mut text = Zeroizing::new(String::with_capacity(TEXT_BYTES));
-    let name = format!("storageos-volume-key-{}", Uuid::new_v4());
+    let name = format!("{}{}", names::VOLUME_KEY_SECRET_PREFIX, Uuid::new_v4());
     write_head(&mut text, &name, "volume-key", request, request.pvc.as_ref());
     if !request.wrapped_only {
         write_field(&mut text, "key", key.bytes());
@@ -62,64 +66,30 @@ pub fn generate(request: &Request) -> Result<Zeroizing<String>, KeyError> {
     write_field(&mut text, "hmac", &wrapping.hmac);
     if let Some(fresh) = &fresh {
         text.push_str("---\n");
-        write_head(&mut text, NAMESPACE_KEY_NAME, "namespace-key", request, None);
+        write_head(&mut text, names::NAMESPACE_KEY_SECRET, "namespace-key", request, None);
         write_field(&mut text, "key", fresh.bytes());
     }
     Ok(text)
 }
 
-/// Name of a namespace: a DNS label (RFC 1123).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Namespace(String);
-
-impl FromStr for Namespace {
-    type Err = NameError;
-
-    fn from_str(text: &str) -> Result<Namespace, NameError> {
-        if is_name(text, false) { Ok(Namespace(text.to_owned())) } else { Err(NameError::Namespace) }
-    }
-}
-
 /// Name of a persistent volume claim, as far as it fits a label's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pvc(String);
+pub struct Pvc(ObjectName);
 
 impl FromStr for Pvc {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Pvc, NameError> {
-        if is_name(text, true) { Ok(Pvc(text.to_owned())) } else { Err(NameError::Pvc) }
+        let name: ObjectName = text.parse().map_err(|_| NameError::Pvc)?;
+        if text.len() <= names::LABEL_LENGTH_MAX { Ok(Pvc(name)) } else { Err(NameError::Pvc) }
     }
-}
-
-/// A name that Kubernetes would not take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NameError {
-    /// Not the name of a namespace.
-    #[error(
-        "not the name of a namespace: use 1 to 63 lower-case letters, digits and `-`, with a letter or digit at both ends"
-    )]
-    Namespace,
-    /// Not the name of a claim.
-    #[error(
-        "not the name of a claim that a label can carry: use 1 to 63 lower-case letters, digits, `-` and `.`, with a letter or digit at both ends"
-    )]
-    Pvc,
-}
-
-fn is_name(text: &str, dots: bool) -> bool {
-    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    (1..=NAME_LENGTH_MAX).contains(&text.len())
-        && text.chars().all(|c| alphanumeric(c) || c == '-' || (dots && c == '.'))
-        && text.starts_with(alphanumeric)
-        && text.ends_with(alphanumeric)
 }
 
 fn write_head(text: &mut String, name: &str, component: &str, request: &Request, pvc: Option<&Pvc>) {
     text.push_str("apiVersion: v1\nkind: Secret\nmetadata:\n");
     let _ = writeln!(text, "  name: {name}");
     // In quotes, because names such as `1234` or `true` are not text without.
-    if let Some(Namespace(namespace)) = &request.namespace {
+    if let Some(namespace) = &request.namespace {
         let _ = writeln!(text, "  namespace: \"{namespace}\"");
     }
     let _ = writeln!(text, "  labels:\n    app.kubernetes.io/component: {component}");
@@ -135,9 +105,6 @@ fn write_field(text: &mut String, field: &str, bytes: &[u8]) {
     STANDARD.encode_string(bytes, text);
     text.push('\n');
 }
-
-const NAMESPACE_KEY_NAME: &str = "storageos-namespace-key";
-const NAME_LENGTH_MAX: usize = 63;
 
 /// More than two manifests take, so that the text never moves while it grows.
 const TEXT_BYTES: usize = 4096;
@@ -179,8 +146,8 @@ mod tests {
 
     #[test]
     fn a_wrapped_only_secret_has_no_clear_key() {
-        let namespace_key = Some(NamespaceKey::generate().unwrap());
-        let text = generate(&Request { namespace_key, wrapped_only: true, ..Request::default() }).unwrap();
+        let namespace_keys = Some(NamespaceKey::generate().unwrap().into());
+        let text = generate(&Request { namespace_keys, wrapped_only: true, ..Request::default() }).unwrap();
         let volume: serde_json::Value = serde_norway::from_str(&text).unwrap();
         assert!(volume["data"]["key"].is_null());
         assert!(volume["data"]["vuk"].is_string());

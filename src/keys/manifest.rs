@@ -21,6 +21,7 @@ use super::error::{KeyError, Origin};
 /// One Secret of a manifest.
 pub struct Secret {
     origin: Origin,
+    resource_version: Option<String>,
     data: BTreeMap<String, Value>,
     string_data: BTreeMap<String, Value>,
 }
@@ -29,6 +30,11 @@ impl Secret {
     /// What errors call this Secret.
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// What the API server calls this state of the Secret.
+    pub fn resource_version(&self) -> Option<&str> {
+        self.resource_version.as_deref()
     }
 
     /// Whether the field is there, whatever it holds.
@@ -98,6 +104,13 @@ pub fn parse(path: &Path, content: &[u8], raw_key_bytes: usize) -> Result<Vec<Se
     }
 }
 
+/// Reads a Secret as the API server gives it. None if it is anything else.
+pub fn parse_object(origin: Origin, content: &[u8]) -> Option<Secret> {
+    let manifest: Manifest = serde_json::from_slice(content).ok()?;
+    let is_secret = manifest.kind.as_deref() == Some("Secret");
+    is_secret.then(|| manifest.with_origin(origin))
+}
+
 /// The documents of the file, of which some may be empty; or the line and column where it is wrong.
 fn documents(content: &[u8]) -> Result<Vec<Option<Manifest>>, (usize, usize)> {
     // JSON first: its reader lends values out of the file's own buffer and copies nothing.
@@ -144,21 +157,29 @@ struct Manifest {
 
 impl Manifest {
     fn into_secret(self, path: &Path) -> Secret {
-        let metadata = self.metadata.unwrap_or_default();
-        let name = metadata.name.as_deref().map(printable);
-        let namespace = metadata.namespace.as_deref().map(printable);
+        let metadata = self.metadata.as_ref();
+        let name = metadata.and_then(|metadata| metadata.name.as_deref()).map(printable);
+        let namespace = metadata.and_then(|metadata| metadata.namespace.as_deref()).map(printable);
+        let origin = Origin::secret(path, namespace.as_deref(), name.as_deref());
+        self.with_origin(origin)
+    }
+
+    fn with_origin(self, origin: Origin) -> Secret {
         Secret {
-            origin: Origin::secret(path, namespace.as_deref(), name.as_deref()),
+            origin,
+            resource_version: self.metadata.and_then(|metadata| metadata.resource_version),
             data: self.data.0,
             string_data: self.string_data.0,
         }
     }
 }
 
-#[derive(Default, serde::Deserialize)]
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Metadata {
     name: Option<String>,
     namespace: Option<String>,
+    resource_version: Option<String>,
 }
 
 /// The fields of `data` or `stringData`. A field given twice is refused: which one counts would

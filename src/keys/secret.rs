@@ -3,6 +3,7 @@
 //! | Secret | field | bytes | what |
 //! | --- | --- | --- | --- |
 //! | namespace key | `key` | 32 | random, one a namespace |
+//! | | `next` | 32 | only while the key is rotated: the key that comes next |
 //! | volume key | `key` | 64 | the XTS key; may be left out, then it is there only wrapped |
 //! | | `iv` | 32 | random: HKDF salt and HMAC key |
 //! | | `vuk` | 80 | 16-byte CBC IV ‖ AES-256-CBC of `key` without padding, under HKDF-SHA256(namespace key, salt `iv`, no info) |
@@ -24,6 +25,7 @@ use zeroize::{Zeroizing, zeroize_stack};
 
 use super::error::{KeyError, Origin};
 use super::manifest::Secret;
+use super::names;
 use crate::crypto::Locked;
 use crate::crypto::xts::{XtsKey, XtsKeyError};
 
@@ -69,6 +71,34 @@ impl std::fmt::Debug for NamespaceKey {
     }
 }
 
+/// What opens the wrapped keys of a namespace: its key and, while that is rotated, the one that comes
+/// next, under which its volume keys are being wrapped anew one after the other.
+#[derive(Debug)]
+pub struct NamespaceKeys {
+    /// The namespace's key.
+    pub current: NamespaceKey,
+    /// The key that the namespace is on its way to.
+    pub next: Option<NamespaceKey>,
+}
+
+impl NamespaceKeys {
+    /// The key that a new volume key is wrapped under.
+    pub fn for_wrapping(&self) -> &NamespaceKey {
+        self.next.as_ref().unwrap_or(&self.current)
+    }
+
+    /// The keys that a wrapped key may open under.
+    pub fn for_opening(&self) -> impl Iterator<Item = &NamespaceKey> {
+        std::iter::once(&self.current).chain(&self.next)
+    }
+}
+
+impl From<NamespaceKey> for NamespaceKeys {
+    fn from(current: NamespaceKey) -> NamespaceKeys {
+        NamespaceKeys { current, next: None }
+    }
+}
+
 /// What a volume key's Secret holds beside the key itself. None of it is secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wrapping {
@@ -98,44 +128,55 @@ pub fn wrap(key: &XtsKey, namespace_key: &NamespaceKey) -> Result<Wrapping, KeyE
     Ok(Wrapping { iv, vuk, hmac })
 }
 
+/// Whether it takes the namespace's key to open a volume key's Secret.
+pub fn is_wrapped(secret: &Secret) -> bool {
+    secret.has("vuk") && !secret.has(names::KEY_FIELD)
+}
+
 /// Opens the volume key that a Secret holds, in the clear or wrapped.
 ///
 /// # Errors
 ///
 /// [`KeyError`] naming the Secret and the field that is not right.
-pub fn open_volume_key(secret: &Secret, namespace_key: Option<&NamespaceKey>) -> Result<XtsKey, KeyError> {
+pub fn open_volume_key(secret: &Secret, namespace_keys: Option<&NamespaceKeys>) -> Result<XtsKey, KeyError> {
     let origin = || secret.origin().clone();
-    let clear = optional(secret, "key", VOLUME_KEY_BYTES)?;
+    let clear = optional(secret, names::KEY_FIELD, VOLUME_KEY_BYTES)?;
     if clear.is_none() && !secret.has("vuk") {
-        return Err(KeyError::MissingField { origin: origin(), field: "key" });
+        return Err(KeyError::MissingField { origin: origin(), field: names::KEY_FIELD });
     }
     let iv = required(secret, "iv", IV_BYTES)?;
     let vuk = required(secret, "vuk", VUK_BYTES)?;
     let hmac = required(secret, "hmac", HMAC_BYTES)?;
     let matches = |key: &[u8]| mac(&iv, key).verify_slice(&hmac).is_ok();
 
-    let unwrapped = namespace_key.map(|namespace_key| decrypt(&vuk, namespace_key, &iv));
+    let unwrapped = namespace_keys.map(|keys| {
+        let mut candidates = keys.for_opening().map(|key| decrypt(&vuk, key, &iv));
+        candidates.find(|candidate| matches(candidate))
+    });
     let key = match (clear, unwrapped) {
         (Some(clear), _) if !matches(&clear) => Err(KeyError::HmacMismatch { origin: origin() }),
-        (Some(clear), Some(unwrapped)) if !bool::from(clear.ct_eq(&unwrapped)) => {
-            Err(KeyError::UnwrapMismatch { origin: origin() })
-        }
-        (Some(clear), _) => Ok(clear),
-        (None, Some(unwrapped)) if !matches(&unwrapped) => Err(KeyError::UnwrapMismatch { origin: origin() }),
-        (None, Some(unwrapped)) => Ok(unwrapped),
+        (Some(clear), Some(Some(unwrapped))) if bool::from(clear.ct_eq(&unwrapped)) => Ok(clear),
+        (None, Some(Some(unwrapped))) => Ok(unwrapped),
+        (_, Some(_)) => Err(KeyError::UnwrapMismatch { origin: origin() }),
+        (Some(clear), None) => Ok(clear),
         (None, None) => Err(KeyError::Wrapped { origin: origin() }),
     };
     zeroize_stack::<STACK_BYTES>();
     xts_key(&key?, origin)
 }
 
-/// Opens the namespace key that a Secret holds.
+/// Opens the namespace keys that a Secret holds: the one in use and, during a rotation, the next.
 ///
 /// # Errors
 ///
 /// [`KeyError`] naming the Secret and the field that is not right.
-pub fn open_namespace_key(secret: &Secret) -> Result<NamespaceKey, KeyError> {
-    NamespaceKey::new(&required(secret, "key", NAMESPACE_KEY_BYTES)?)
+pub fn open_namespace_keys(secret: &Secret) -> Result<NamespaceKeys, KeyError> {
+    let current = required(secret, names::KEY_FIELD, NAMESPACE_KEY_BYTES)?;
+    let next = optional(secret, names::NEXT_KEY_FIELD, NAMESPACE_KEY_BYTES)?;
+    Ok(NamespaceKeys {
+        current: NamespaceKey::new(&current)?,
+        next: next.as_deref().map(|next| NamespaceKey::new(next)).transpose()?,
+    })
 }
 
 /// Moves a volume key into protected memory.

@@ -26,7 +26,15 @@ impl KeyFile {
     }
 
     fn load(&self) -> Result<XtsKey, KeyError> {
-        self.source().load(None)
+        self.source().load(None, &Cluster::default())
+    }
+
+    fn load_with(&self, namespace_key: &KeyFile) -> Result<XtsKey, KeyError> {
+        self.source().load(Some(&namespace_key.source()), &Cluster::default())
+    }
+
+    fn load_namespace_keys(&self) -> Result<NamespaceKeys, KeyError> {
+        self.source().load_namespace_keys(&Cluster::default())
     }
 }
 
@@ -64,7 +72,18 @@ fn with_key(mut secret: Value, key: &[u8]) -> Value {
 fn sources_are_parsed_and_unknown_ones_refused() {
     assert_eq!("file:/a:b".parse(), Ok(Source::File("/a:b".into())));
     assert_eq!("file:".parse::<Source>(), Err(SourceError::NoPath));
-    for text in ["", "/a", "kubernetes:a/b", "FILE:/a", "c2VjcmV0"] {
+    let (namespace, name): (Namespace, ObjectName) = ("vms".parse().unwrap(), "a.b-1".parse().unwrap());
+    assert_eq!("pvc:vms/a.b-1".parse(), Ok(Source::Pvc { namespace: namespace.clone(), name: name.clone() }));
+    assert_eq!("kubernetes:vms/a.b-1".parse(), Ok(Source::Kubernetes { namespace, name }));
+    for text in ["kubernetes:", "kubernetes:vms", "pvc:vms/", "pvc:/a"] {
+        assert_eq!(text.parse::<Source>(), Err(SourceError::NoObject), "{text}");
+    }
+    for text in ["kubernetes:VMS/a", "kubernetes:a.b/a", "pvc:vms/a/b", "pvc:vms/../a", "kubernetes:vms/c2VjcmV0"] {
+        let error = text.parse::<Source>().unwrap_err();
+        assert!(matches!(error, SourceError::Name(_)), "{text}: {error}");
+        assert!(!error.to_string().contains("c2Vj"), "{error}");
+    }
+    for text in ["", "/a", "Kubernetes:a/b", "FILE:/a", "c2VjcmV0"] {
         let error = text.parse::<Source>().unwrap_err();
         assert_eq!(error, SourceError::UnknownScheme);
         assert!(error.to_string().contains("file:PATH"));
@@ -103,8 +122,8 @@ fn a_wrapped_key_opens_with_the_namespace_key_from_a_manifest_or_raw() {
     let key = bytes(&volume, "key");
     let wrapped = KeyFile::new(without(volume, "key").to_string());
     for content in [namespace.to_string().into_bytes(), bytes(&namespace, "key")] {
-        let namespace_key = KeyFile::new(content).source().load_namespace_key().unwrap();
-        assert_eq!(wrapped.source().load(Some(&namespace_key)).unwrap().bytes()[..], key);
+        let namespace = KeyFile::new(content);
+        assert_eq!(wrapped.load_with(&namespace).unwrap().bytes()[..], key);
     }
 }
 
@@ -113,15 +132,40 @@ fn the_namespace_key_is_found_beside_the_volume_key() {
     let text = generate(&Request::default()).unwrap();
     let (_, namespace) = text.split_once("---\n").unwrap();
     let key = bytes(&serde_norway::from_str(namespace).unwrap(), "key");
-    assert_eq!(KeyFile::new(text.as_str()).source().load_namespace_key().unwrap().bytes()[..], key);
+    assert_eq!(KeyFile::new(text.as_str()).load_namespace_keys().unwrap().current.bytes()[..], key);
+}
+
+/// Prevents a volume from being lost to its owner while the keys of its namespace are replaced.
+#[test]
+fn during_a_rotation_both_keys_open_and_new_ones_are_wrapped_under_the_next() {
+    let (volume, mut namespace) = generated();
+    let wrapped = without(volume.clone(), "key");
+    let next = NamespaceKey::generate().unwrap();
+    set(&mut namespace, "next", next.bytes());
+    let rotated = KeyFile::new(namespace.to_string());
+    let old = KeyFile::new(wrapped.to_string());
+    assert_eq!(old.load_with(&rotated).unwrap().bytes()[..], bytes(&volume, "key"));
+
+    let namespace_keys = Some(rotated.load_namespace_keys().unwrap());
+    let text = generate(&Request { namespace_keys, wrapped_only: true, ..Request::default() }).unwrap();
+    let new = KeyFile::new(text.as_bytes());
+    let after = KeyFile::new(next.bytes());
+    let key = new.load_with(&rotated).unwrap();
+    assert_eq!(new.load_with(&after).unwrap().bytes(), key.bytes());
+    let before = KeyFile::new(bytes(&namespace, "key"));
+    assert!(matches!(new.load_with(&before), Err(KeyError::UnwrapMismatch { .. })));
+
+    set(&mut namespace, "next", &[1; 31]);
+    let error = KeyFile::new(namespace.to_string()).load_namespace_keys().unwrap_err();
+    assert!(matches!(error, KeyError::FieldLength { field: "next", length_bytes: 31, .. }), "{error}");
 }
 
 #[test]
 fn the_namespace_key_of_another_namespace_is_refused() {
     let (volume, _) = generated();
-    let other = NamespaceKey::generate().unwrap();
+    let other = KeyFile::new(NamespaceKey::generate().unwrap().bytes());
     for secret in [volume.clone(), without(volume, "key")] {
-        let error = KeyFile::new(secret.to_string()).source().load(Some(&other)).unwrap_err();
+        let error = KeyFile::new(secret.to_string()).load_with(&other).unwrap_err();
         assert!(matches!(error, KeyError::UnwrapMismatch { .. }), "{error}");
     }
 }
@@ -192,11 +236,11 @@ fn a_file_with_two_volume_keys_or_none_is_refused() {
 
 #[test]
 fn files_that_cannot_be_keys_are_refused() {
-    let missing = Source::File("/nonexistent/key".into()).load(None).unwrap_err();
+    let missing = Source::File("/nonexistent/key".into()).load(None, &Cluster::default()).unwrap_err();
     assert!(matches!(missing, KeyError::Read { .. }), "{missing}");
-    let folder = Source::File("/".into()).load(None).unwrap_err();
+    let folder = Source::File("/".into()).load(None, &Cluster::default()).unwrap_err();
     assert!(matches!(folder, KeyError::Read { .. }), "{folder}");
-    let endless = Source::File("/dev/zero".into()).load(None).unwrap_err();
+    let endless = Source::File("/dev/zero".into()).load(None, &Cluster::default()).unwrap_err();
     assert!(matches!(endless, KeyError::TooLarge { .. }), "{endless}");
     for length in [0, 32, 63, 65, 128] {
         let error = KeyFile::new(vec![0xf5; length]).load().unwrap_err();
@@ -246,13 +290,13 @@ fn no_error_contains_anything_of_a_key() {
         .flat_map(|text| text.as_bytes().chunks(12).map(|piece| String::from_utf8_lossy(piece).into_owned()))
         .filter(|piece| piece.len() == 12)
         .collect();
-    let other_key = NamespaceKey::generate().unwrap();
+    let other_key = KeyFile::new(NamespaceKey::generate().unwrap().bytes());
     for content in contents {
         let file = KeyFile::new(&content);
         let volume_error = file.load().expect_err(&content);
-        let wrapped_error = file.source().load(Some(&other_key)).expect_err(&content);
+        let wrapped_error = file.load_with(&other_key).expect_err(&content);
         let mut said = format!("{volume_error} {volume_error:?} {wrapped_error} {wrapped_error:?}");
-        if let Err(error) = file.source().load_namespace_key() {
+        if let Err(error) = file.load_namespace_keys() {
             said += &format!("{error} {error:?}");
         }
         for piece in &forbidden {
@@ -275,7 +319,7 @@ fn loading_a_key_leaves_no_encoded_copy_in_memory() {
         let start = text.find("  key: ").unwrap() + 7;
         text.as_bytes()[start..start + 40].iter().map(|byte| !byte).collect()
     };
-    let key = Source::File(path).load(None).unwrap();
+    let key = Source::File(path).load(None, &Cluster::default()).unwrap();
     assert_eq!(copies_in_memory(&inverted), 0, "encoded copies of the key were left behind");
 
     // The search itself works: it finds a text that is there.

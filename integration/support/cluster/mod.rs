@@ -29,7 +29,7 @@ pub struct Cluster {
     authority: Authority,
     api_server_flags: Vec<String>,
     api_server: Mutex<Option<Program>>,
-    _etcd: Program,
+    etcd: Program,
 }
 
 impl Cluster {
@@ -59,7 +59,7 @@ impl Cluster {
             etcd_url,
             api_server_flags: api_server_flags.iter().map(|&flag| flag.to_owned()).collect(),
             api_server: Mutex::new(None),
-            _etcd: etcd,
+            etcd,
             folder,
         };
         fs::write(cluster.path("audit-policy.yaml"), AUDIT_POLICY).expect("writing the audit policy");
@@ -113,6 +113,16 @@ impl Cluster {
     pub fn stop_api_server(&self) {
         let program = self.api_server.lock().expect("the API server's state").take();
         drop(program.expect("a running API server"));
+    }
+
+    /// Has the store stand still for a while, so that requests pile up in the API server.
+    pub fn pause_store(&self, time: Duration) {
+        let pid = i32::try_from(self.etcd.pid()).expect("a process id");
+        for (signal, wait) in [(libc::SIGSTOP, time), (libc::SIGCONT, Duration::ZERO)] {
+            // SAFETY: no memory is involved; the program has not been waited for, so the id is its own.
+            assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "the signal was not sent");
+            std::thread::sleep(wait);
+        }
     }
 
     /// What the API server has logged since it was last started.

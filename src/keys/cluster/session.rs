@@ -1,0 +1,155 @@
+//! A conversation with an API server about Secrets and the claims that name them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hyper::body::Bytes;
+use kube::Client;
+
+use super::error::{Claim, ClusterError};
+use crate::keys::error::{KeyError, Origin};
+use crate::keys::manifest::{self, Secret};
+use crate::keys::names::{Namespace, ObjectName, SECRET_NAME_ANNOTATION, SECRET_NAMESPACE_ANNOTATION};
+use crate::kubernetes::{self, Access, Patience, RequestError};
+
+/// A conversation. The calling thread must wipe what it frees as long as it lasts.
+pub struct Session {
+    client: Client,
+    server: String,
+    patience: Patience,
+}
+
+impl Session {
+    /// Begins one, which may take until `patience` in all. Nothing is sent yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Connect`].
+    pub async fn open(access: &Access, patience: Duration) -> Result<Session, ClusterError> {
+        let configuration = kubernetes::configuration(access).await?;
+        let server = configuration.cluster_url.to_string();
+        let server = server.trim_end_matches('/').to_owned();
+        let client = kubernetes::client(configuration)?;
+        Ok(Session { client, server, patience: Patience::new(patience) })
+    }
+
+    /// Gets a Secret.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError::Cluster`].
+    pub async fn secret(&mut self, namespace: &Namespace, name: &ObjectName) -> Result<Secret, KeyError> {
+        let origin = Origin::cluster(namespace, name);
+        let object = format!("Secret {namespace}/{name}");
+        let answer = match self.get(SECRETS, namespace, name, &object).await {
+            Err(ClusterError::Request { source: RequestError::NotFound { .. }, server, .. }) => {
+                return Err(ClusterError::NoSecret { origin, server }.into());
+            }
+            answer => answer?,
+        };
+        let secret = manifest::parse_object(origin, &answer);
+        Ok(secret.ok_or_else(|| ClusterError::NotTheObject { server: self.server.clone(), object })?)
+    }
+
+    /// Gets a claim and returns where its annotations say that its key is.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError::Cluster`].
+    pub async fn secret_of_claim(
+        &mut self,
+        namespace: &Namespace,
+        name: &ObjectName,
+    ) -> Result<(Namespace, ObjectName), KeyError> {
+        let claim = Claim { namespace: namespace.clone(), name: name.clone() };
+        let object = format!("claim {claim}");
+        let answer = match self.get(CLAIMS, namespace, name, &object).await {
+            Err(ClusterError::Request { source: RequestError::NotFound { .. }, server, .. }) => {
+                return Err(ClusterError::NoClaim { claim, server }.into());
+            }
+            answer => answer?,
+        };
+        let annotations = match serde_json::from_slice::<Object>(&answer) {
+            Ok(object) if object.kind == "PersistentVolumeClaim" => object.metadata.annotations,
+            _ => return Err(ClusterError::NotTheObject { server: self.server.clone(), object }.into()),
+        };
+        let secret = annotated_secret(claim, &annotations)?;
+        log::debug!("{object} names Secret {namespace}/{secret}");
+        Ok((namespace.clone(), secret))
+    }
+
+    async fn get(
+        &mut self,
+        resource: &'static str,
+        namespace: &Namespace,
+        name: &ObjectName,
+        object: &str,
+    ) -> Result<Bytes, ClusterError> {
+        // The names are checked: nothing in them means anything in a path.
+        let path = format!("/api/v1/namespaces/{namespace}/{resource}/{name}");
+        self.patience.get(&self.client, &path, object).await.map_err(|source| {
+            let (server, object) = (self.server.clone(), object.to_owned());
+            match source {
+                RequestError::Forbidden { message } => {
+                    let (namespace, name) = (namespace.clone(), name.clone());
+                    ClusterError::Forbidden { server, message, namespace, resource, name }
+                }
+                source => ClusterError::Request { object, server, source },
+            }
+        })
+    }
+}
+
+/// The Secret that a claim names, which is always one of its own namespace.
+fn annotated_secret(claim: Claim, annotations: &BTreeMap<String, String>) -> Result<ObjectName, ClusterError> {
+    let Some(name) = annotations.get(SECRET_NAME_ANNOTATION) else {
+        return Err(ClusterError::NotAnnotated { claim });
+    };
+    match annotations.get(SECRET_NAMESPACE_ANNOTATION) {
+        Some(namespace) if namespace != claim.namespace.as_str() => Err(ClusterError::ForeignSecret { claim }),
+        _ => name.parse().map_err(|_| ClusterError::BadAnnotation { claim }),
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Object {
+    #[serde(default)]
+    kind: String,
+    metadata: Metadata,
+}
+
+#[derive(serde::Deserialize)]
+struct Metadata {
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+const SECRETS: &str = "secrets";
+const CLAIMS: &str = "persistentvolumeclaims";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret_of(annotations: &[(&str, &str)]) -> Result<ObjectName, ClusterError> {
+        let claim = Claim { namespace: "vms".parse().unwrap(), name: "disk".parse().unwrap() };
+        let annotations = annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        annotated_secret(claim, &annotations.collect())
+    }
+
+    #[test]
+    fn a_claim_names_a_secret_of_its_own_namespace_only() {
+        let name = (SECRET_NAME_ANNOTATION, "key");
+        assert_eq!(secret_of(&[name]).unwrap().as_str(), "key");
+        assert_eq!(secret_of(&[name, (SECRET_NAMESPACE_ANNOTATION, "vms")]).unwrap().as_str(), "key");
+        for other in ["", "kube-system", "vms ", "VMS"] {
+            let error = secret_of(&[name, (SECRET_NAMESPACE_ANNOTATION, other)]).unwrap_err();
+            assert!(matches!(error, ClusterError::ForeignSecret { .. }), "{error}");
+        }
+        for bad in ["", "a/b", "../x", "a?b", "A"] {
+            let error = secret_of(&[(SECRET_NAME_ANNOTATION, bad)]).unwrap_err();
+            assert!(matches!(error, ClusterError::BadAnnotation { .. }), "{error}");
+        }
+        assert!(matches!(secret_of(&[]), Err(ClusterError::NotAnnotated { .. })));
+    }
+}
