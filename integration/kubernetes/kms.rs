@@ -67,7 +67,7 @@ fn cluster_with(plugin: &KmsPlugin, folder: &Path) -> Cluster {
     let configuration = format!(
         "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
          - resources: [secrets]\n  providers:\n  \
-         - kms: {{apiVersion: {version}, name: test, endpoint: \"{}\", timeout: 3s{cache}}}\n",
+         - kms: {{apiVersion: {version}, name: test, endpoint: \"{}\", timeout: 1s{cache}}}\n",
         plugin.endpoint()
     );
     let configuration = match version {
@@ -120,7 +120,7 @@ impl Volume<'_> {
 
     /// Opens the volume with its key and reads all of it.
     fn info(&self, secret: &str) -> Output {
-        self.run(&["volume", "export", "--key-timeout", "2s"], secret, &["/dev/null"])
+        self.run(&["volume", "export", "--key-timeout", "5s"], secret, &["/dev/null"])
     }
 
     fn run(&self, command: &[&str], secret: &str, further: &[&str]) -> Output {

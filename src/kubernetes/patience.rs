@@ -38,6 +38,8 @@ impl Patience {
     /// [`RequestError`]: at once where waiting is of no use, otherwise the last one when time is up.
     pub async fn get(&mut self, client: &Client, path: &str, what: &str) -> Result<Bytes, RequestError> {
         self.next_delay = DELAY_MIN;
+        // What the server said last, which tells more than that there was no time for another answer.
+        let mut said = None;
         loop {
             let limit = self.remaining().clamp(REQUEST_TIME_MIN, REQUEST_TIME_MAX);
             let error = match request::get(client, path, limit).await {
@@ -54,7 +56,7 @@ impl Patience {
                 return Err(error);
             }
             let Some(delay) = self.delay(&error) else {
-                return Err(error);
+                return Err(if matches!(error, RequestError::NoAnswer { .. }) { said.unwrap_or(error) } else { error });
             };
             if !self.has_waited {
                 self.has_waited = true;
@@ -62,6 +64,9 @@ impl Patience {
                     "cannot get {what} from the API server yet: {error}; trying again for up to {:.1} s",
                     self.remaining().as_secs_f32()
                 );
+            }
+            if !matches!(error, RequestError::NoAnswer { .. }) {
+                said = Some(error);
             }
             tokio::time::sleep(delay).await;
         }

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Bytes;
-use hyper::header::RETRY_AFTER;
+use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
+use hyper::http::request::Builder;
 use hyper::{HeaderMap, Request};
 use kube::Client;
 use kube::client::{AuthError, Body};
@@ -26,6 +27,12 @@ pub enum RequestError {
     Unreachable {
         /// What happened.
         reason: String,
+    },
+    /// No answer came in time.
+    #[error("it gives no answer within {:.1} s: check how busy it is, and what it waits for", .limit.as_secs_f32())]
+    NoAnswer {
+        /// How long it was waited for.
+        limit: Duration,
     },
     /// The server is busy, starting, or has failed inside: 429 and 5xx.
     #[error("it is not able to answer ({code}: {message}): look into the API server's log")]
@@ -66,6 +73,12 @@ pub enum RequestError {
         /// What it says.
         message: String,
     },
+    /// 409: the object is there already, or has changed since it was read.
+    #[error("somebody else has changed it meanwhile ({message}): try again")]
+    Conflict {
+        /// What it says.
+        message: String,
+    },
     /// Any other status, or an answer that does not end.
     #[error("it answers with something else ({code}: {message}): check that its address is the one of an API server")]
     Unexpected {
@@ -79,7 +92,7 @@ pub enum RequestError {
 impl RequestError {
     /// Whether the same request may succeed later with nothing changed on this side.
     pub fn may_pass(&self) -> bool {
-        matches!(self, RequestError::Unreachable { .. } | RequestError::Unable { .. })
+        matches!(self, RequestError::Unreachable { .. } | RequestError::NoAnswer { .. } | RequestError::Unable { .. })
     }
 
     /// The time that the server asked for before the next request.
@@ -97,10 +110,25 @@ impl RequestError {
 ///
 /// [`RequestError`].
 pub async fn get(client: &Client, path: &str, limit: Duration) -> Result<Bytes, RequestError> {
-    let request = Request::get(path).body(Body::empty()).expect("the names in a path are checked");
+    send(client, Request::get(path), Body::empty(), limit).await
+}
+
+/// Changes the object at `path` by a JSON merge patch (RFC 7386), and returns what it is then. With
+/// the `metadata.resourceVersion` that was read in the patch, it is changed only if nobody else has.
+///
+/// # Errors
+///
+/// [`RequestError`]; [`RequestError::Conflict`] when somebody else has changed it.
+pub async fn merge_patch(client: &Client, path: &str, patch: Vec<u8>, limit: Duration) -> Result<Bytes, RequestError> {
+    let request = Request::patch(path).header(CONTENT_TYPE, "application/merge-patch+json");
+    send(client, request, patch.into(), limit).await
+}
+
+async fn send(client: &Client, request: Builder, body: Body, limit: Duration) -> Result<Bytes, RequestError> {
+    let request = request.body(body).expect("the names in a path are checked");
     match tokio::time::timeout(limit, answer(client, request)).await {
         Ok(result) => result,
-        Err(_) => Err(RequestError::Unreachable { reason: format!("no answer within {:.1} s", limit.as_secs_f32()) }),
+        Err(_) => Err(RequestError::NoAnswer { limit }),
     }
 }
 
@@ -130,6 +158,7 @@ fn of_status(code: u16, headers: &HeaderMap, body: &[u8]) -> RequestError {
     match code {
         401 => RequestError::Unauthorized,
         403 => RequestError::Forbidden { message },
+        409 => RequestError::Conflict { message },
         404 if status.is_some() => RequestError::NotFound { message },
         429 | 500..=599 => {
             // Only seconds: what gives a date instead is not an API server.
