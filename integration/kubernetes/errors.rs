@@ -154,6 +154,9 @@ fn credentials_and_certificates_that_are_not_good_are_told_apart() {
     let missing = altered(&good, "no-ca", &cluster.ca().display().to_string(), "/nonexistent/ca.crt");
     refused(missing, &[], &["certificate-authority", "/nonexistent/ca.crt"], 0);
 
+    let mut named = tenant.create_without_access("d", &source, &[]);
+    named.env("KUBECONFIG", "/nonexistent/kubeconfig");
+    assert_refused(&tenant, named, &["/nonexistent/kubeconfig", "cannot be read"], &[]);
     let mut nothing = tenant.create_without_access("d", &source, &[]);
     nothing.env("HOME", "/nonexistent");
     assert_refused(&tenant, nothing, &["no kubeconfig", "--kubeconfig"], &[]);

@@ -20,6 +20,14 @@ pub enum ConnectError {
         /// Why it cannot be read.
         source: io::Error,
     },
+    /// The kubeconfig that somebody named cannot be read.
+    #[error("kubeconfig {} cannot be read: {source}: check its path and permissions", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The kubeconfig is no YAML of the right structure.
     #[error("kubeconfig {} is not valid{place}: correct it, or name another with --kubeconfig", .path.display())]
     Syntax {
@@ -58,11 +66,12 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// For what the library says of a kubeconfig.
-    pub(super) fn of_kubeconfig(error: KubeconfigError, path: &Path) -> ConnectError {
+    /// For what the library says of a kubeconfig, which somebody may have named.
+    pub(super) fn of_kubeconfig(error: KubeconfigError, path: &Path, is_named: bool) -> ConnectError {
         let path = path.to_owned();
         let unusable = |what: String, path| ConnectError::Unusable { path, what };
         match error {
+            KubeconfigError::ReadConfig(source, path) if is_named => ConnectError::Read { path, source },
             KubeconfigError::ReadConfig(source, path) => ConnectError::NoKubeconfig { path, source },
             KubeconfigError::FindPath => ConnectError::NoKubeconfig { path, source: io::ErrorKind::NotFound.into() },
             KubeconfigError::Parse(error) => {

@@ -13,8 +13,10 @@ pub mod patience;
 pub mod request;
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use hyper::Uri;
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 
@@ -48,14 +50,7 @@ pub async fn connect(access: &Access) -> Result<Client, ConnectError> {
 pub async fn configuration(access: &Access) -> Result<Config, ConnectError> {
     let mut config = match kubeconfig_path(access) {
         None => Config::incluster().map_err(ConnectError::ServiceAccount)?,
-        Some(path) => {
-            let kubeconfig = match &access.kubeconfig {
-                Some(path) => Kubeconfig::read_from(path),
-                None => Kubeconfig::read(),
-            };
-            let kubeconfig = kubeconfig.map_err(|error| ConnectError::of_kubeconfig(error, &path))?;
-            from_kubeconfig(kubeconfig, access, &path).await?
-        }
+        Some(path) => from_kubeconfig(access, &path).await?,
     };
     config.default_retry = false;
     Ok(config)
@@ -76,7 +71,7 @@ fn kubeconfig_path(access: &Access) -> Option<PathBuf> {
     if let Some(path) = &access.kubeconfig {
         return Some(path.clone());
     }
-    if let Some(list) = env::var_os("KUBECONFIG").filter(|list| !list.is_empty()) {
+    if let Some(list) = named_by_environment() {
         return Some(list.into());
     }
     let in_pod = env::var_os("KUBERNETES_SERVICE_HOST").is_some() && Path::new(SERVICE_ACCOUNT_TOKEN).exists();
@@ -87,18 +82,25 @@ fn kubeconfig_path(access: &Access) -> Option<PathBuf> {
     Some(home.join(".kube/config"))
 }
 
-async fn from_kubeconfig(kubeconfig: Kubeconfig, access: &Access, path: &Path) -> Result<Config, ConnectError> {
-    let proxied = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref());
-    let proxied = proxied.filter_map(|cluster| cluster.proxy_url.as_deref()).any(|url| !url.is_empty());
+fn named_by_environment() -> Option<OsString> {
+    env::var_os("KUBECONFIG").filter(|list| !list.is_empty())
+}
+
+async fn from_kubeconfig(access: &Access, path: &Path) -> Result<Config, ConnectError> {
+    let is_named = access.kubeconfig.is_some() || named_by_environment().is_some();
+    let failed = |error| ConnectError::of_kubeconfig(error, path, is_named);
+    let kubeconfig = match &access.kubeconfig {
+        Some(path) => Kubeconfig::read_from(path),
+        None => Kubeconfig::read(),
+    };
+    let kubeconfig = kubeconfig.map_err(failed)?;
+    let clusters = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref());
+    let proxies: Vec<Uri> = clusters.filter_map(|cluster| cluster.proxy_url.as_ref()?.parse().ok()).collect();
     let options = KubeConfigOptions { context: access.context.clone(), ..KubeConfigOptions::default() };
-    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
-        .await
-        .map_err(|error| ConnectError::of_kubeconfig(error, path))?;
-    if !proxied {
-        // What is left comes from HTTPS_PROXY, which the library would follow even to a server that
-        // NO_PROXY excepts.
-        config.proxy_url = None;
-    }
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)?;
+    // What the kubeconfig does not say comes from HTTPS_PROXY, which the library would follow even to a
+    // server that NO_PROXY excepts.
+    config.proxy_url = config.proxy_url.filter(|url| proxies.contains(url));
     Ok(config)
 }
 
