@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::crypto::benchmark::BenchmarkError;
-use crate::keys::{KeyError, SourceError};
+use crate::keys::{KeyError, Namespace, SourceError};
 use crate::store::StoreError;
 use crate::vhost::socket::SocketError;
 use crate::volume::VolumeError;
@@ -22,6 +22,16 @@ pub enum CliError {
     /// A key cannot be had.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// Some volume keys of a namespace are of no use.
+    #[error(
+        "{problems} volume keys of namespace {namespace} do not open: restore their Secrets from a copy, before their volumes are needed"
+    )]
+    BadKeys {
+        /// The namespace.
+        namespace: Namespace,
+        /// How many.
+        problems: usize,
+    },
     /// A volume cannot be made or opened.
     #[error(transparent)]
     Volume(#[from] VolumeError),

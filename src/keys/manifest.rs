@@ -13,10 +13,12 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use serde::Serializer;
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use zeroize::Zeroizing;
 
 use super::error::{KeyError, Origin};
+use super::names::{Namespace, ObjectName};
 
 /// One Secret of a manifest.
 pub struct Secret {
@@ -111,6 +113,39 @@ pub fn parse_object(origin: Origin, content: &[u8]) -> Option<Secret> {
     is_secret.then(|| manifest.with_origin(origin))
 }
 
+/// One page of a namespace's Secrets.
+pub struct Page {
+    /// Those whose names are names.
+    pub secrets: Vec<(ObjectName, Secret)>,
+    /// What to ask for the next page with; empty on the last one.
+    pub next: String,
+}
+
+/// Reads a list of Secrets as the API server gives it. None if it is anything else.
+pub fn parse_page(namespace: &Namespace, content: &[u8]) -> Option<Page> {
+    let list: List = serde_json::from_slice(content).ok()?;
+    if list.kind != "SecretList" {
+        return None;
+    }
+    let named = list.items.into_iter().filter_map(|item| {
+        let name: ObjectName = item.metadata.as_ref()?.name.as_deref()?.parse().ok()?;
+        let secret = item.with_origin(Origin::cluster(namespace, &name));
+        Some((name, secret))
+    });
+    Some(Page { secrets: named.collect(), next: list.metadata.next })
+}
+
+/// A JSON merge patch (RFC 7386) that changes fields of the Secret that was read as
+/// `resource_version`; a field of `None` is taken away. The caller must wipe what it frees.
+pub fn merge_patch(resource_version: &str, fields: &[(&str, Option<&[u8]>)]) -> Vec<u8> {
+    let data: BTreeMap<&str, Option<Zeroizing<String>>> = fields
+        .iter()
+        .map(|&(field, value)| (field, value.map(|value| Zeroizing::new(STANDARD.encode(value)))))
+        .collect();
+    let patch = Patch { metadata: PatchMetadata { resource_version }, data };
+    serde_json::to_vec(&patch).expect("text by name is JSON")
+}
+
 /// The documents of the file, of which some may be empty; or the line and column where it is wrong.
 fn documents(content: &[u8]) -> Result<Vec<Option<Manifest>>, (usize, usize)> {
     // JSON first: its reader lends values out of the file's own buffer and copies nothing.
@@ -142,6 +177,36 @@ fn decode(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let length = STANDARD.decode_slice(&compact[..], &mut bytes).ok()?;
     bytes.truncate(length);
     Some(bytes)
+}
+
+#[derive(serde::Serialize)]
+struct Patch<'a> {
+    metadata: PatchMetadata<'a>,
+    #[serde(serialize_with = "as_text")]
+    data: BTreeMap<&'a str, Option<Zeroizing<String>>>,
+}
+
+#[derive(serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PatchMetadata<'a> {
+    resource_version: &'a str,
+}
+
+fn as_text<S: Serializer>(data: &BTreeMap<&str, Option<Zeroizing<String>>>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(data.iter().map(|(field, value)| (field, value.as_ref().map(|value| value.as_str()))))
+}
+
+#[derive(serde::Deserialize)]
+struct List {
+    kind: String,
+    metadata: ListMetadata,
+    items: Vec<Manifest>,
+}
+
+#[derive(serde::Deserialize)]
+struct ListMetadata {
+    #[serde(default, rename = "continue")]
+    next: String,
 }
 
 #[derive(serde::Deserialize)]

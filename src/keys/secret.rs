@@ -110,6 +110,13 @@ pub struct Wrapping {
     pub hmac: [u8; HMAC_BYTES],
 }
 
+impl Wrapping {
+    /// The fields of a Secret.
+    pub fn fields(&self) -> [(&'static str, Option<&[u8]>); 3] {
+        [("iv", Some(&self.iv)), ("vuk", Some(&self.vuk)), ("hmac", Some(&self.hmac))]
+    }
+}
+
 /// Wraps a volume key under a namespace key, with fresh random values.
 ///
 /// # Errors
@@ -131,6 +138,16 @@ pub fn wrap(key: &XtsKey, namespace_key: &NamespaceKey) -> Result<Wrapping, KeyE
 /// Whether it takes the namespace's key to open a volume key's Secret.
 pub fn is_wrapped(secret: &Secret) -> bool {
     secret.has("vuk") && !secret.has(names::KEY_FIELD)
+}
+
+/// Whether the wrapped key of a Secret opens under this namespace key. Not if it is damaged.
+pub fn is_wrapped_under(secret: &Secret, namespace_key: &NamespaceKey) -> bool {
+    let field = |name, length| optional(secret, name, length).ok().flatten();
+    let fields = (field("iv", IV_BYTES), field("vuk", VUK_BYTES), field("hmac", HMAC_BYTES));
+    let (Some(iv), Some(vuk), Some(hmac)) = fields else { return false };
+    let opens = mac(&iv, &decrypt(&vuk, namespace_key, &iv)).verify_slice(&hmac).is_ok();
+    zeroize_stack::<STACK_BYTES>();
+    opens
 }
 
 /// Opens the volume key that a Secret holds, in the clear or wrapped.
@@ -230,7 +247,8 @@ fn pick(
     }
 }
 
-fn has_wrapping(secret: &Secret) -> bool {
+/// Whether a Secret has any field of those that only a volume key's has.
+pub fn has_wrapping(secret: &Secret) -> bool {
     ["iv", "vuk", "hmac"].iter().any(|field| secret.has(field))
 }
 

@@ -83,6 +83,34 @@ pub enum ClusterError {
         /// What it answered.
         source: RequestError,
     },
+    /// What was to be done there, beyond getting one object, was not done.
+    #[error("cannot {what} at {server}: {source}")]
+    Action {
+        /// What was to be done.
+        what: String,
+        /// The API server.
+        server: String,
+        /// What it answered.
+        source: RequestError,
+    },
+    /// Volume keys that do not open stand in the way of a rotation.
+    #[error(
+        "{count} volume keys of namespace {namespace} do not open, such as: {first}; the others are wrapped under the new namespace key, and the old one stays as well: restore or delete them (see `sealblk key verify`), then run this again"
+    )]
+    RotationStuck {
+        /// The namespace.
+        namespace: Namespace,
+        /// How many.
+        count: usize,
+        /// Why the first of them does not.
+        first: Box<super::super::error::KeyError>,
+    },
+    /// Others change the same Secrets faster than they can be read.
+    #[error("somebody else keeps changing {object}: see whether another rotation is running, then run this again")]
+    Contended {
+        /// The Secret or Secrets.
+        object: String,
+    },
     /// The answer is no such object.
     #[error("{server} answered with something else than {object}: check that its address is the one of an API server")]
     NotTheObject {

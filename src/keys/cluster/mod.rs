@@ -11,8 +11,10 @@
 //! lives on a thread that wipes what it frees, and its stack, before it ends (`seclusion`).
 
 mod error;
+pub mod rotation;
 mod seclusion;
 mod session;
+pub mod verification;
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;

@@ -10,6 +10,7 @@ use super::error::{Claim, ClusterError};
 use crate::keys::error::{KeyError, Origin};
 use crate::keys::manifest::{self, Secret};
 use crate::keys::names::{Namespace, ObjectName, SECRET_NAME_ANNOTATION, SECRET_NAMESPACE_ANNOTATION};
+use crate::keys::secret;
 use crate::kubernetes::{self, Access, Patience, RequestError};
 
 /// A conversation. The calling thread must wipe what it frees as long as it lasts.
@@ -78,6 +79,55 @@ impl Session {
         Ok((namespace.clone(), secret))
     }
 
+    /// All Secrets of a namespace that hold a volume's key, in order of their names.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Action`] and [`ClusterError::NotTheObject`].
+    pub async fn volume_secrets(&mut self, namespace: &Namespace) -> Result<Vec<(ObjectName, Secret)>, ClusterError> {
+        let object = format!("the Secrets of namespace {namespace}");
+        let mut secrets = Vec::new();
+        let mut next = String::new();
+        loop {
+            let path = format!("/api/v1/namespaces/{namespace}/{SECRETS}?limit={PAGE_LENGTH}{next}");
+            let answer = self.patience.get(&self.client, &path, &object).await;
+            let answer = answer.map_err(|source| self.action(format!("list {object}"), source))?;
+            let page = manifest::parse_page(namespace, &answer)
+                .filter(|page| page.next.chars().all(|c| c.is_ascii_alphanumeric() || "-_.=".contains(c)))
+                .ok_or_else(|| ClusterError::NotTheObject { server: self.server.clone(), object: object.clone() })?;
+            secrets.extend(page.secrets.into_iter().filter(|(_, secret)| secret::has_wrapping(secret)));
+            if page.next.is_empty() {
+                return Ok(secrets);
+            }
+            next = format!("&continue={}", page.next);
+        }
+    }
+
+    /// Changes fields of a Secret if it is still as it was read; a field of `None` is taken away.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Action`], whose source is [`RequestError::Conflict`] or [`RequestError::NotFound`]
+    /// when somebody else has changed or deleted it.
+    pub async fn change_secret(
+        &mut self,
+        (namespace, name): (&Namespace, &ObjectName),
+        read: &Secret,
+        fields: &[(&str, Option<&[u8]>)],
+    ) -> Result<Secret, ClusterError> {
+        let object = format!("Secret {namespace}/{name}");
+        let path = format!("/api/v1/namespaces/{namespace}/{SECRETS}/{name}");
+        let patch = manifest::merge_patch(read.resource_version().unwrap_or_default(), fields);
+        let answer = kubernetes::request::merge_patch(&self.client, &path, patch, CHANGE_TIME_MAX).await;
+        let answer = answer.map_err(|source| self.action(format!("change {object}"), source))?;
+        manifest::parse_object(Origin::cluster(namespace, name), &answer)
+            .ok_or_else(|| ClusterError::NotTheObject { server: self.server.clone(), object })
+    }
+
+    fn action(&self, what: String, source: RequestError) -> ClusterError {
+        ClusterError::Action { what, server: self.server.clone(), source }
+    }
+
     async fn get(
         &mut self,
         resource: &'static str,
@@ -125,6 +175,13 @@ struct Metadata {
 }
 
 const SECRETS: &str = "secrets";
+
+/// Secrets in one answer. A page may be as large as all of them together: 500 of the size of a volume
+/// key's take half a megabyte.
+const PAGE_LENGTH: usize = 500;
+
+/// A server that has not changed an object by then does not.
+const CHANGE_TIME_MAX: Duration = Duration::from_secs(10);
 const CLAIMS: &str = "persistentvolumeclaims";
 
 #[cfg(test)]
