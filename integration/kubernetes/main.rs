@@ -10,5 +10,6 @@ mod errors;
 mod kms;
 mod memory;
 mod proxy;
+mod rotation;
 mod storm;
 mod tenant;
