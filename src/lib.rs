@@ -9,6 +9,7 @@
 //! | --- | --- | --- |
 //! | 6 | [`cli`] | the command line: one file a subcommand |
 //! | 5 | [`vhost`] | the conversation with the VMM: accept, negotiate, memory table, rings, reconnect |
+//! | 5 | [`controller`] | what runs for the cluster: keys for new claims, and their protection |
 //! | 4 | [`device`] | virtio-blk itself: features, configuration space, request parsing, the queue worker |
 //! | 3 | [`volume`] | plaintext above, ciphertext below: encrypt, decrypt, holes, discard |
 //! | 3 | [`keys`] | where keys come from: files, the Secret format, the cluster |
@@ -16,6 +17,7 @@
 //! | 0 | [`io`], [`crypto`], [`kubernetes`] | engines, ciphers and a client that know nothing of the rest |
 
 pub mod cli;
+pub mod controller;
 pub mod crypto;
 pub mod device;
 pub mod io;

@@ -28,6 +28,9 @@ pub const SECRET_NAME_ANNOTATION: &str = "storageos.com/encryption-secret-name";
 /// Annotation of a claim: the namespace of its key's Secret, which is the claim's own.
 pub const SECRET_NAMESPACE_ANNOTATION: &str = "storageos.com/encryption-secret-namespace";
 
+/// Finalizer of a volume key's Secret, there as long as a claim names the Secret.
+pub const PROTECTION_FINALIZER: &str = "sealblk.io/pvc-protection";
+
 /// Label of a claim, and parameter of a storage class, that says in which form its Secret holds the
 /// key.
 pub const KEY_FORM: &str = "sealblk.io/key-form";

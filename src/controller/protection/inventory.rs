@@ -1,0 +1,295 @@
+//! What there is: claims, the Secrets that they name, and the Roles by which Secrets are known; and
+//! from that, which Secret lacks its finalizer and which has one too many.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+/// An object of a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// The namespace.
+    pub namespace: String,
+    /// The object's name.
+    pub name: String,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What a watch tells of objects, each known by its key.
+#[derive(Debug)]
+pub enum Seen<T> {
+    /// What is listed from here until the list ends is all there is.
+    ListBegins,
+    /// One of a list.
+    Listed(Key, T),
+    /// The list is whole.
+    ListEnds,
+    /// New, or changed.
+    There(Key, T),
+    /// Deleted.
+    Gone(Key),
+}
+
+/// What has to be done to one Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The Secret.
+    pub secret: Key,
+    /// Whether it is to have the finalizer.
+    pub protected: bool,
+}
+
+/// What there is, and what has been done about it.
+pub struct Inventory {
+    orphan_grace: Duration,
+    /// When each Role was made; a Secret has its Role's name.
+    roles: Listing<SystemTime>,
+    /// The Secret that each claim names, if it names one.
+    claims: Listing<Option<String>>,
+    /// The Secrets that have to be looked at.
+    open: BTreeSet<Key>,
+    /// What was last done to each Secret.
+    done: BTreeMap<Key, bool>,
+}
+
+impl Inventory {
+    /// Knows of nothing yet.
+    pub fn new(orphan_grace: Duration) -> Inventory {
+        Inventory {
+            orphan_grace,
+            roles: Listing::default(),
+            claims: Listing::default(),
+            open: BTreeSet::new(),
+            done: BTreeMap::new(),
+        }
+    }
+
+    /// Takes note of Roles, each with the time it was made.
+    pub fn see_role(&mut self, seen: Seen<SystemTime>) {
+        for (key, _) in self.roles.see(seen) {
+            self.open.insert(key);
+        }
+    }
+
+    /// Takes note of claims, each with the name of the Secret that it names.
+    pub fn see_claim(&mut self, seen: Seen<Option<String>>) {
+        for (key, secrets) in self.claims.see(seen) {
+            let named = secrets.into_iter().flatten();
+            self.open.extend(named.map(|name| Key { namespace: key.namespace.clone(), name }));
+        }
+    }
+
+    /// What has to be done now. Nothing, until all claims and Roles are known.
+    pub fn due(&mut self, now: SystemTime) -> Vec<Change> {
+        if !(self.roles.is_whole && self.claims.is_whole) {
+            return Vec::new();
+        }
+        let named: BTreeSet<Key> = self
+            .claims
+            .objects
+            .iter()
+            .filter_map(|(claim, secret)| Some(Key { namespace: claim.namespace.clone(), name: secret.clone()? }))
+            .collect();
+        let mut due = Vec::new();
+        let mut later = BTreeSet::new();
+        for secret in std::mem::take(&mut self.open) {
+            let Some(&made) = self.roles.objects.get(&secret) else {
+                self.done.remove(&secret);
+                continue;
+            };
+            let protected = named.contains(&secret);
+            if self.done.get(&secret) == Some(&protected) {
+                continue;
+            }
+            later.insert(secret.clone());
+            // A clock that was set back makes nothing look old.
+            let is_young = now.duration_since(made).is_ok_and(|age| age < self.orphan_grace) || made > now;
+            if protected || !is_young {
+                due.push(Change { secret, protected });
+            }
+        }
+        // What is due stays open until it is done.
+        self.open = later;
+        due
+    }
+
+    /// Takes note that a change was made, or that its Secret is gone.
+    pub fn done(&mut self, change: Change) {
+        self.open.remove(&change.secret);
+        self.done.insert(change.secret, change.protected);
+    }
+}
+
+/// All objects of one kind.
+struct Listing<T> {
+    objects: BTreeMap<Key, T>,
+    /// Those of a list that is being read.
+    listed: BTreeMap<Key, T>,
+    is_whole: bool,
+}
+
+impl<T> Default for Listing<T> {
+    fn default() -> Self {
+        Self { objects: BTreeMap::new(), listed: BTreeMap::new(), is_whole: false }
+    }
+}
+
+impl<T: Clone + PartialEq> Listing<T> {
+    /// Takes note, and returns what has changed: each object with what it was and what it is.
+    fn see(&mut self, seen: Seen<T>) -> Vec<(Key, Vec<T>)> {
+        match seen {
+            Seen::ListBegins => {
+                self.listed.clear();
+                Vec::new()
+            }
+            Seen::Listed(key, value) => {
+                self.listed.insert(key, value);
+                Vec::new()
+            }
+            Seen::ListEnds => {
+                self.is_whole = true;
+                let before = std::mem::replace(&mut self.objects, std::mem::take(&mut self.listed));
+                let gone = before.iter().filter(|(key, _)| !self.objects.contains_key(key));
+                let gone: Vec<_> = gone.map(|(key, was)| (key.clone(), vec![was.clone()])).collect();
+                let there = self.objects.iter().filter(|(key, is)| before.get(key) != Some(is));
+                let there =
+                    there.map(|(key, is)| (key.clone(), before.get(key).into_iter().chain([is]).cloned().collect()));
+                there.chain(gone).collect()
+            }
+            Seen::There(key, value) => {
+                let was = self.objects.insert(key.clone(), value.clone());
+                vec![(key, was.into_iter().chain([value]).collect())]
+            }
+            Seen::Gone(key) => {
+                let was = self.objects.remove(&key);
+                vec![(key, was.into_iter().collect())]
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(300);
+
+    fn key(name: &str) -> Key {
+        Key { namespace: "vms".into(), name: name.into() }
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
+    }
+
+    fn named(secret: &str) -> Option<String> {
+        Some(secret.into())
+    }
+
+    fn change(secret: &str, protected: bool) -> Change {
+        Change { secret: key(secret), protected }
+    }
+
+    /// Lists what is given, as after a start.
+    fn started(claims: &[(&str, &str)], roles: &[&str]) -> Inventory {
+        let mut inventory = Inventory::new(GRACE);
+        list(&mut inventory, claims, roles);
+        inventory
+    }
+
+    fn list(inventory: &mut Inventory, claims: &[(&str, &str)], roles: &[&str]) {
+        inventory.see_claim(Seen::ListBegins);
+        for (claim, secret) in claims {
+            inventory.see_claim(Seen::Listed(key(claim), named(secret)));
+        }
+        inventory.see_claim(Seen::ListEnds);
+        inventory.see_role(Seen::ListBegins);
+        for role in roles {
+            inventory.see_role(Seen::Listed(key(role), at(0)));
+        }
+        inventory.see_role(Seen::ListEnds);
+    }
+
+    /// Everything that is due, and done at once.
+    fn settle(inventory: &mut Inventory, now: SystemTime) -> Vec<Change> {
+        let due = inventory.due(now);
+        for change in &due {
+            inventory.done(change.clone());
+        }
+        due
+    }
+
+    #[test]
+    fn a_secret_is_protected_as_long_as_a_claim_names_it() {
+        let mut inventory = started(&[("disk", "a"), ("same-disk", "a")], &["a"]);
+        assert_eq!(settle(&mut inventory, at(0)), [change("a", true)]);
+        inventory.see_claim(Seen::Gone(key("disk")));
+        assert_eq!(settle(&mut inventory, at(1000)), []);
+        inventory.see_claim(Seen::Gone(key("same-disk")));
+        assert_eq!(settle(&mut inventory, at(1000)), [change("a", false)]);
+        inventory.see_claim(Seen::There(key("again"), named("a")));
+        assert_eq!(settle(&mut inventory, at(1000)), [change("a", true)]);
+        assert_eq!(settle(&mut inventory, at(2000)), []);
+    }
+
+    #[test]
+    fn a_young_secret_waits_for_its_claim() {
+        let mut inventory = started(&[], &["a"]);
+        assert_eq!(settle(&mut inventory, at(299)), []);
+        assert_eq!(settle(&mut inventory, at(300)), [change("a", false)]);
+        let mut inventory = started(&[], &["a"]);
+        assert_eq!(settle(&mut inventory, at(299)), []);
+        inventory.see_claim(Seen::There(key("disk"), named("a")));
+        assert_eq!(settle(&mut inventory, at(299)), [change("a", true)]);
+        // A clock that was set back.
+        let mut inventory = started(&[], &["a"]);
+        assert_eq!(settle(&mut inventory, at(0) - Duration::from_secs(5)), []);
+    }
+
+    #[test]
+    fn nothing_is_done_before_everything_is_known() {
+        let mut inventory = Inventory::new(GRACE);
+        inventory.see_role(Seen::ListBegins);
+        inventory.see_role(Seen::Listed(key("a"), at(0)));
+        inventory.see_role(Seen::ListEnds);
+        inventory.see_claim(Seen::ListBegins);
+        assert_eq!(settle(&mut inventory, at(1000)), []);
+        inventory.see_claim(Seen::Listed(key("disk"), named("a")));
+        assert_eq!(settle(&mut inventory, at(1000)), []);
+        inventory.see_claim(Seen::ListEnds);
+        assert_eq!(settle(&mut inventory, at(1000)), [change("a", true)]);
+    }
+
+    #[test]
+    fn a_list_after_a_lost_watch_tells_what_is_gone() {
+        let mut inventory = started(&[("one", "a"), ("two", "b")], &["a", "b", "c"]);
+        let all = [change("a", true), change("b", true), change("c", false)];
+        assert_eq!(settle(&mut inventory, at(1000)), all);
+        list(&mut inventory, &[("two", "b")], &["a", "b", "c"]);
+        assert_eq!(settle(&mut inventory, at(1000)), [change("a", false)]);
+        list(&mut inventory, &[("two", "b")], &["b"]);
+        assert_eq!(settle(&mut inventory, at(1000)), []);
+    }
+
+    #[test]
+    fn only_secrets_with_a_role_are_touched_and_only_those_of_the_claims_namespace() {
+        let mut inventory = started(&[("disk", "somebody-elses")], &["a"]);
+        let elsewhere = Key { namespace: "other".into(), name: "disk".into() };
+        inventory.see_claim(Seen::There(elsewhere, named("a")));
+        assert_eq!(settle(&mut inventory, at(1000)), [change("a", false)]);
+    }
+
+    #[test]
+    fn what_failed_is_due_again() {
+        let mut inventory = started(&[("disk", "a")], &["a"]);
+        assert_eq!(inventory.due(at(0)), [change("a", true)]);
+        assert_eq!(inventory.due(at(0)), [change("a", true)]);
+        inventory.see_claim(Seen::Gone(key("disk")));
+        assert_eq!(inventory.due(at(1000)), [change("a", false)]);
+    }
+}

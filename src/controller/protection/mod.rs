@@ -1,0 +1,135 @@
+//! A volume key's Secret cannot be deleted while a claim uses it.
+//!
+//! The Secret has a finalizer as long as there is a claim whose annotation names it: Kubernetes then
+//! keeps the Secret, deleted or not. When the last such claim is gone the finalizer is taken away; the
+//! Secret itself stays, as StorageOS leaves it, for whoever still has the volume or a copy of it.
+//!
+//! The controller may not list Secrets. It finds them by the Roles that it makes beside them, one for
+//! each and of the same name, and it sees nothing of what they hold: it only adds to their metadata and
+//! takes from it, and asks for nothing but metadata in return.
+//!
+//! A Secret is made before its claim is stored, so one without a claim is left alone for a while.
+//!
+//! All is decided from what there is, not from what has happened ([`inventory`]): after a restart, a
+//! lost watch or beside another replica, which does the same, the result is the same.
+
+mod inventory;
+
+use std::fmt::Debug;
+use std::pin::pin;
+use std::time::{Duration, SystemTime};
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
+use k8s_openapi::api::rbac::v1::Role;
+use kube::api::{Patch, PatchParams};
+use kube::core::PartialObjectMeta;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Config, Error, Event};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::keys::names::{
+    COMPONENT_LABEL, MANAGED_BY_LABEL, PROTECTION_FINALIZER, SEALBLK, SECRET_NAME_ANNOTATION, VOLUME_KEY_COMPONENT,
+};
+use inventory::{Change, Inventory, Key, Seen};
+
+/// Adds and takes away finalizers, until the caller drops this. A Secret that no claim names is left
+/// alone until its Role is `orphan_grace` old.
+pub async fn run(client: Client, orphan_grace: Duration) {
+    let ours = format!("{MANAGED_BY_LABEL}={SEALBLK},{COMPONENT_LABEL}={VOLUME_KEY_COMPONENT}");
+    let mut roles = pin!(watched::<Role>(&client, Config::default().labels(&ours), "Roles"));
+    let mut claims = pin!(watched::<PersistentVolumeClaim>(&client, Config::default(), "claims"));
+    let mut tick = interval((orphan_grace / 4).clamp(TICK_MIN, TICK_MAX));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut inventory = Inventory::new(orphan_grace);
+    let mut failing = false;
+    loop {
+        let mut retry = true;
+        tokio::select! {
+            Some(event) = roles.next() => {
+                inventory.see_role(seen(event, made_at));
+                retry = false;
+            }
+            Some(event) = claims.next() => {
+                inventory.see_claim(seen(event, named_secret));
+                retry = false;
+            }
+            _ = tick.tick() => {}
+        }
+        // After a failure only the tick tries again.
+        if failing && !retry {
+            continue;
+        }
+        failing = false;
+        for change in inventory.due(SystemTime::now()) {
+            match apply(&client, &change).await {
+                Ok(()) => inventory.done(change),
+                Err(error) => {
+                    log::warn!("cannot change the finalizer of Secret {}: {error}; trying again", change.secret);
+                    failing = true;
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Makes a change, or finds that its Secret is gone. Only metadata comes back.
+async fn apply(client: &Client, change: &Change) -> Result<(), kube::Error> {
+    // Strategic merge patches add to the list and take from it, whatever else is in it.
+    let list = if change.protected { "finalizers" } else { "$deleteFromPrimitiveList/finalizers" };
+    let patch = Patch::Strategic(json!({ "metadata": { list: [PROTECTION_FINALIZER] } }));
+    let secrets = Api::<Secret>::namespaced(client.clone(), &change.secret.namespace);
+    match secrets.patch_metadata(&change.secret.name, &PatchParams::default(), &patch).await {
+        Ok(_) => {
+            let what = if change.protected { "is protected" } else { "is no longer protected: no claim names it" };
+            log::info!("Secret {} {what}", change.secret);
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Watches the metadata of all objects of a kind, and begins again when the watch is lost.
+fn watched<K>(client: &Client, config: Config, what: &'static str) -> impl Stream<Item = Event<PartialObjectMeta<K>>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let events = watcher::watcher(Api::<PartialObjectMeta<K>>::all(client.clone()), config).default_backoff();
+    events.filter_map(move |event| {
+        let event = event.inspect_err(|error: &Error| log::warn!("cannot watch {what}: {error}; trying again"));
+        std::future::ready(event.ok())
+    })
+}
+
+fn seen<K, T>(event: Event<PartialObjectMeta<K>>, value: impl Fn(&PartialObjectMeta<K>) -> T) -> Seen<T>
+where
+    K: Resource<DynamicType = ()>,
+{
+    let key = |object: &PartialObjectMeta<K>| Key {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+    };
+    match event {
+        Event::Init => Seen::ListBegins,
+        Event::InitApply(object) => Seen::Listed(key(&object), value(&object)),
+        Event::InitDone => Seen::ListEnds,
+        Event::Apply(object) => Seen::There(key(&object), value(&object)),
+        Event::Delete(object) => Seen::Gone(key(&object)),
+    }
+}
+
+fn made_at(role: &PartialObjectMeta<Role>) -> SystemTime {
+    role.creation_timestamp().map_or(SystemTime::UNIX_EPOCH, |time| time.0.into())
+}
+
+fn named_secret(claim: &PartialObjectMeta<PersistentVolumeClaim>) -> Option<String> {
+    claim.annotations().get(SECRET_NAME_ANNOTATION).cloned()
+}
+
+const TICK_MIN: Duration = Duration::from_millis(200);
+const TICK_MAX: Duration = Duration::from_secs(15);
