@@ -19,6 +19,8 @@ mod area;
 mod key;
 mod portable;
 #[cfg(target_arch = "x86_64")]
+mod registers;
+#[cfg(target_arch = "x86_64")]
 mod schedule;
 mod tweak;
 #[cfg(target_arch = "x86_64")]
@@ -201,7 +203,11 @@ impl Xts {
             match &self.engine {
                 #[cfg(target_arch = "x86_64")]
                 Engine::Vaes512(engine) => engine.apply(direction, area),
-                Engine::Portable(engine) => engine.apply(direction, area),
+                Engine::Portable(engine) => {
+                    engine.apply(direction, area);
+                    #[cfg(target_arch = "x86_64")]
+                    registers::wipe();
+                }
             }
         }
     }

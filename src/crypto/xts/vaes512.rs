@@ -24,6 +24,7 @@ use std::arch::x86_64::{
 use zeroize::zeroize_stack;
 
 use super::area::Area;
+use super::registers;
 use super::schedule::{ROUND_KEYS, RoundKeys, Schedule};
 use super::{BLOCK_BYTES, Direction, XtsKey};
 use crate::crypto::{Locked, LockedError};
@@ -93,6 +94,7 @@ unsafe fn apply<const ENCRYPT: bool>(keys: &RoundKeys, tweak_keys: &RoundKeys, m
         // That loop is not laid out so that no key is spilled.
         zeroize_stack::<4096>();
     }
+    registers::wipe_avx512();
 }
 
 /// As many units as there are first tweaks, each of `groups` groups of 512 bytes.
