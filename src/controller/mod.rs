@@ -1,3 +1,9 @@
 //! What runs once for a cluster, beside the processes that serve its volumes.
+//!
+//! It answers API servers that ask about new claims ([`server`], with a [`certificate`]), and guards the
+//! keys of claims that are there ([`protection`]). [`process`] is the whole of it.
 
+pub mod certificate;
+pub mod process;
 pub mod protection;
+pub mod server;

@@ -113,6 +113,16 @@ pub async fn get(client: &Client, path: &str, limit: Duration) -> Result<Bytes, 
     send(client, Request::get(path), Body::empty(), limit).await
 }
 
+/// Creates an object in the collection at `path`, and returns it as it is then.
+///
+/// # Errors
+///
+/// [`RequestError`]; [`RequestError::Conflict`] when there is one of that name.
+pub async fn create(client: &Client, path: &str, object: Vec<u8>, limit: Duration) -> Result<Bytes, RequestError> {
+    let request = Request::post(path).header(CONTENT_TYPE, "application/json");
+    send(client, request, object.into(), limit).await
+}
+
 /// Changes the object at `path` by a JSON merge patch (RFC 7386), and returns what it is then. With
 /// the `metadata.resourceVersion` that was read in the patch, it is changed only if nobody else has.
 ///
@@ -143,7 +153,7 @@ async fn answer(client: &Client, request: Request<Body>) -> Result<Bytes, Reques
         Err(error) => return Err(of_transport(error.as_ref())),
     };
     match code {
-        200 => Ok(body),
+        200 | 201 => Ok(body),
         _ => Err(of_status(code, &head.headers, &body)),
     }
 }
