@@ -1,13 +1,15 @@
-//! New keys, as Secret manifests ready for `kubectl apply`.
+//! New keys, as Secret manifests ready for `kubectl apply` or for the API server.
 //!
 //! The text holds keys in the clear (base64 is not a cover), so it is kept in wiped memory and meant
 //! for a file that only its owner may read, or for a pipe.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -40,13 +42,7 @@ pub struct Request {
 /// [`KeyError::Random`] and [`KeyError::Memory`].
 pub fn generate(request: &Request) -> Result<Zeroizing<String>, KeyError> {
     let _wiping = Wiping::start();
-    let key = XtsKey::generate().map_err(|error| match error {
-        XtsKeyError::Memory(error) => KeyError::Memory(error),
-        XtsKeyError::Random(error) => KeyError::Random(error),
-        // 64 bytes are 64 bytes, and halves of 256 random bits are equal only where the random
-        // number generator is broken.
-        XtsKeyError::Length(_) | XtsKeyError::EqualHalves => KeyError::Random(getrandom::Error::UNEXPECTED),
-    })?;
+    let key = new_volume_key()?;
     let fresh = match request.namespace_keys {
         Some(_) => None,
         None => Some(NamespaceKey::generate()?),
@@ -57,7 +53,7 @@ pub fn generate(request: &Request) -> Result<Zeroizing<String>, KeyError> {
 
     let mut text = Zeroizing::new(String::with_capacity(TEXT_BYTES));
     let name = format!("{}{}", names::VOLUME_KEY_SECRET_PREFIX, Uuid::new_v4());
-    write_head(&mut text, &name, "volume-key", request, request.pvc.as_ref());
+    write_head(&mut text, &name, names::VOLUME_KEY_COMPONENT, request, request.pvc.as_ref());
     if !request.wrapped_only {
         write_field(&mut text, "key", key.bytes());
     }
@@ -66,10 +62,70 @@ pub fn generate(request: &Request) -> Result<Zeroizing<String>, KeyError> {
     write_field(&mut text, "hmac", &wrapping.hmac);
     if let Some(fresh) = &fresh {
         text.push_str("---\n");
-        write_head(&mut text, names::NAMESPACE_KEY_SECRET, "namespace-key", request, None);
+        write_head(&mut text, names::NAMESPACE_KEY_SECRET, names::NAMESPACE_KEY_COMPONENT, request, None);
         write_field(&mut text, "key", fresh.bytes());
     }
     Ok(text)
+}
+
+/// A new volume key's Secret as the API server takes it, in JSON: with the finalizer that protects it,
+/// and with its clear key unless it is `wrapped_only`. The caller must wipe what it frees.
+///
+/// # Errors
+///
+/// [`KeyError::Random`] and [`KeyError::Memory`].
+pub fn volume_secret(
+    name: &ObjectName,
+    pvc: Option<&Pvc>,
+    wrapped_only: bool,
+    namespace_keys: &NamespaceKeys,
+) -> Result<Vec<u8>, KeyError> {
+    let key = new_volume_key()?;
+    let wrapping = secret::wrap(&key, namespace_keys.for_wrapping())?;
+    let clear = [(names::KEY_FIELD, Some(&key.bytes()[..]))];
+    let fields = clear.iter().take(usize::from(!wrapped_only)).copied().chain(wrapping.fields());
+    let data: BTreeMap<_, _> =
+        fields.map(|(field, value)| (field, value.map(|value| STANDARD.encode(value)))).collect();
+    let mut labels = BTreeMap::from(labels(names::VOLUME_KEY_COMPONENT));
+    let pvc = pvc.map(|Pvc(pvc)| pvc.as_str());
+    labels.extend(pvc.map(|pvc| (names::PVC_LABEL, pvc)));
+    let metadata = json!({"name": name.as_str(), "labels": labels, "finalizers": [names::PROTECTION_FINALIZER]});
+    Ok(object(&metadata, &json!(data)))
+}
+
+/// A new namespace key's Secret, likewise.
+///
+/// # Errors
+///
+/// [`KeyError::Random`] and [`KeyError::Memory`].
+pub fn namespace_secret() -> Result<Vec<u8>, KeyError> {
+    let key = NamespaceKey::generate()?;
+    let labels = BTreeMap::from(labels(names::NAMESPACE_KEY_COMPONENT));
+    let metadata = json!({"name": names::NAMESPACE_KEY_SECRET, "labels": labels});
+    Ok(object(&metadata, &json!({names::KEY_FIELD: STANDARD.encode(key.bytes())})))
+}
+
+fn object(metadata: &Value, data: &Value) -> Vec<u8> {
+    let object = json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata, "data": data});
+    object.to_string().into_bytes()
+}
+
+fn labels(component: &'static str) -> [(&'static str, &'static str); 3] {
+    [
+        (names::COMPONENT_LABEL, component),
+        (names::MANAGED_BY_LABEL, names::SEALBLK),
+        (names::NAME_LABEL, names::SEALBLK),
+    ]
+}
+
+fn new_volume_key() -> Result<XtsKey, KeyError> {
+    XtsKey::generate().map_err(|error| match error {
+        XtsKeyError::Memory(error) => KeyError::Memory(error),
+        XtsKeyError::Random(error) => KeyError::Random(error),
+        // 64 bytes are 64 bytes, and halves of 256 random bits are equal only where the random
+        // number generator is broken.
+        XtsKeyError::Length(_) | XtsKeyError::EqualHalves => KeyError::Random(getrandom::Error::UNEXPECTED),
+    })
 }
 
 /// Name of a persistent volume claim, as far as it fits a label's value.
@@ -85,17 +141,19 @@ impl FromStr for Pvc {
     }
 }
 
-fn write_head(text: &mut String, name: &str, component: &str, request: &Request, pvc: Option<&Pvc>) {
+fn write_head(text: &mut String, name: &str, component: &'static str, request: &Request, pvc: Option<&Pvc>) {
     text.push_str("apiVersion: v1\nkind: Secret\nmetadata:\n");
     let _ = writeln!(text, "  name: {name}");
     // In quotes, because names such as `1234` or `true` are not text without.
     if let Some(namespace) = &request.namespace {
         let _ = writeln!(text, "  namespace: \"{namespace}\"");
     }
-    let _ = writeln!(text, "  labels:\n    app.kubernetes.io/component: {component}");
-    text.push_str("    app.kubernetes.io/managed-by: sealblk\n    app.kubernetes.io/name: sealblk\n");
+    text.push_str("  labels:\n");
+    for (label, value) in labels(component) {
+        let _ = writeln!(text, "    {label}: {value}");
+    }
     if let Some(Pvc(pvc)) = pvc {
-        let _ = writeln!(text, "    storageos.com/pvc: \"{pvc}\"");
+        let _ = writeln!(text, "    {}: \"{pvc}\"", names::PVC_LABEL);
     }
     text.push_str("type: Opaque\ndata:\n");
 }

@@ -24,6 +24,7 @@ use super::names::{Namespace, ObjectName};
 pub struct Secret {
     origin: Origin,
     resource_version: Option<String>,
+    uid: Option<String>,
     data: BTreeMap<String, Value>,
     string_data: BTreeMap<String, Value>,
 }
@@ -37,6 +38,11 @@ impl Secret {
     /// What the API server calls this state of the Secret.
     pub fn resource_version(&self) -> Option<&str> {
         self.resource_version.as_deref()
+    }
+
+    /// What tells this Secret from others that had or will have its name.
+    pub fn uid(&self) -> Option<&str> {
+        self.uid.as_deref()
     }
 
     /// Whether the field is there, whatever it holds.
@@ -230,12 +236,9 @@ impl Manifest {
     }
 
     fn with_origin(self, origin: Origin) -> Secret {
-        Secret {
-            origin,
-            resource_version: self.metadata.and_then(|metadata| metadata.resource_version),
-            data: self.data.0,
-            string_data: self.string_data.0,
-        }
+        let (resource_version, uid) =
+            self.metadata.map(|metadata| (metadata.resource_version, metadata.uid)).unwrap_or_default();
+        Secret { origin, resource_version, uid, data: self.data.0, string_data: self.string_data.0 }
     }
 }
 
@@ -245,6 +248,7 @@ struct Metadata {
     name: Option<String>,
     namespace: Option<String>,
     resource_version: Option<String>,
+    uid: Option<String>,
 }
 
 /// The fields of `data` or `stringData`. A field given twice is refused: which one counts would

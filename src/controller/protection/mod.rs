@@ -34,7 +34,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::keys::names::{
     COMPONENT_LABEL, MANAGED_BY_LABEL, PROTECTION_FINALIZER, SEALBLK, SECRET_NAME_ANNOTATION, VOLUME_KEY_COMPONENT,
 };
-use inventory::{Change, Inventory, Key, Seen};
+use inventory::{Inventory, Seen};
+
+pub(super) use inventory::{Change, Key};
 
 /// Adds and takes away finalizers, until the caller drops this. A Secret that no claim names is left
 /// alone until its Role is `orphan_grace` old.
@@ -78,7 +80,7 @@ pub async fn run(client: Client, orphan_grace: Duration) {
 }
 
 /// Makes a change, or finds that its Secret is gone. Only metadata comes back.
-async fn apply(client: &Client, change: &Change) -> Result<(), kube::Error> {
+pub(super) async fn apply(client: &Client, change: &Change) -> Result<(), kube::Error> {
     // Strategic merge patches add to the list and take from it, whatever else is in it.
     let list = if change.protected { "finalizers" } else { "$deleteFromPrimitiveList/finalizers" };
     let patch = Patch::Strategic(json!({ "metadata": { list: [PROTECTION_FINALIZER] } }));

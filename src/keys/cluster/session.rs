@@ -34,6 +34,11 @@ impl Session {
         Ok(Session { client, server, patience: Patience::new(patience) })
     }
 
+    /// Begins one over a client that is there, by what errors call its server.
+    pub fn over(client: Client, server: &str, patience: Duration) -> Session {
+        Session { client, server: server.to_owned(), patience: Patience::new(patience) }
+    }
+
     /// Gets a Secret.
     ///
     /// # Errors
@@ -100,6 +105,28 @@ impl Session {
                 return Ok(secrets);
             }
             next = format!("&continue={}", page.next);
+        }
+    }
+
+    /// Creates a Secret; none if there is one of that name.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Action`] and [`ClusterError::NotTheObject`].
+    pub async fn create_secret(
+        &mut self,
+        (namespace, name): (&Namespace, &ObjectName),
+        object: Vec<u8>,
+    ) -> Result<Option<Secret>, ClusterError> {
+        let what = format!("Secret {namespace}/{name}");
+        let path = format!("/api/v1/namespaces/{namespace}/{SECRETS}");
+        match kubernetes::request::create(&self.client, &path, object, CHANGE_TIME_MAX).await {
+            Ok(answer) => match manifest::parse_object(Origin::cluster(namespace, name), &answer) {
+                Some(secret) => Ok(Some(secret)),
+                None => Err(ClusterError::NotTheObject { server: self.server.clone(), object: what }),
+            },
+            Err(RequestError::Conflict { .. }) => Ok(None),
+            Err(source) => Err(self.action(format!("create {what}"), source)),
         }
     }
 
