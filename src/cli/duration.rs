@@ -2,9 +2,21 @@
 
 use std::time::Duration;
 
-/// Reads a whole number with the unit `ms`, `s`, `m` or `h`.
+/// Reads a whole number with the unit `ms`, `s`, `m` or `h`, at most a day.
 pub fn parse(text: &str) -> Result<Duration, String> {
-    let refused = || "not a duration: write a whole number and ms, s, m or h, such as 30s".to_owned();
+    let duration = read(text)?;
+    if duration <= DAY { Ok(duration) } else { Err("more than 24h: give less".to_owned()) }
+}
+
+/// Reads the life of a certificate, which may also be in days, unit `d`.
+pub fn parse_life(text: &str) -> Result<Duration, String> {
+    let duration = read(text)?;
+    let fits = (LIFE_MIN..=LIFE_MAX).contains(&duration);
+    if fits { Ok(duration) } else { Err("less than 10s or more than 397d".to_owned()) }
+}
+
+fn read(text: &str) -> Result<Duration, String> {
+    let refused = || "not a duration: write a whole number and ms, s, m, h or d, such as 30s".to_owned();
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(refused)?;
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| refused())?;
@@ -13,16 +25,15 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         "s" => 1000,
         "m" => 60_000,
         "h" => 3_600_000,
+        "d" => 86_400_000,
         _ => return Err(refused()),
     };
-    number
-        .checked_mul(milliseconds)
-        .map(Duration::from_millis)
-        .filter(|duration| *duration <= DURATION_MAX)
-        .ok_or_else(|| "more than 24h: give less".to_owned())
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(refused)
 }
 
-const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const LIFE_MIN: Duration = Duration::from_secs(10);
+const LIFE_MAX: Duration = Duration::from_secs(397 * 24 * 3600);
 
 #[cfg(test)]
 mod tests {
@@ -34,9 +45,16 @@ mod tests {
         assert_eq!(parse("2m"), Ok(Duration::from_secs(120)));
         assert_eq!(parse("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse("0s"), Ok(Duration::ZERO));
-        assert_eq!(parse("24h"), Ok(DURATION_MAX));
-        for text in ["", "30", "s", "-1s", "1.5s", "1 s", "1d", "25h", "99999999999999999999s", "1S"] {
+        assert_eq!(parse("24h"), Ok(DAY));
+        assert_eq!(parse("1d"), Ok(DAY));
+        for text in ["", "30", "s", "-1s", "1.5s", "1 s", "2d", "25h", "1w", "99999999999999999999s", "1S"] {
             assert!(parse(text).is_err(), "{text}");
         }
+    }
+    #[test]
+    fn a_certificate_lives_for_some_seconds_to_some_months() {
+        assert_eq!(parse_life("90d"), Ok(90 * DAY));
+        assert_eq!(parse_life("10s"), Ok(LIFE_MIN));
+        assert!(parse_life("9s").is_err() && parse_life("398d").is_err() && parse_life("").is_err());
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::controller::process::ControllerError;
 use crate::crypto::benchmark::BenchmarkError;
 use crate::keys::{KeyError, Namespace, SourceError};
 use crate::store::StoreError;
@@ -66,6 +67,9 @@ pub enum CliError {
     /// Signals cannot be handled.
     #[error("cannot handle signals: {0}: check the limit of open files")]
     Signals(#[source] io::Error),
+    /// The controller cannot run.
+    #[error(transparent)]
+    Controller(#[from] ControllerError),
     /// Standard output is gone.
     #[error("cannot write to standard output: {0}: check where it goes")]
     Output(#[source] io::Error),

@@ -4,6 +4,7 @@
 //! standard error: what failed, on which object, and what to do.
 
 mod benchmark;
+mod controller;
 mod duration;
 mod error;
 mod key;
@@ -39,6 +40,8 @@ enum Command {
     Volume(volume::VolumeCommand),
     /// Serve a volume to virtual machines over vhost-user
     Serve(serve::ServeArgs),
+    /// Make keys for a cluster's new claims, and guard them
+    Controller(controller::ControllerArgs),
     /// Measure how fast this machine encrypts
     Benchmark(benchmark::BenchmarkArgs),
 }
@@ -73,6 +76,7 @@ fn protected() -> Result<(), CliError> {
             Command::Key(command) => key::run(command),
             Command::Volume(command) => volume::run(command),
             Command::Serve(args) => serve::run(&args),
+            Command::Controller(args) => controller::run(args),
             Command::Benchmark(args) => benchmark::run(&args),
         },
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {

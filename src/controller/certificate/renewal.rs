@@ -12,6 +12,7 @@
 //! Invariant: what is trusted is never set back. The configuration is read before the Secret, so that
 //! trust computed from an old Secret belongs to an old configuration and is refused.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant, SystemTime};
 
 use kube::Client;
@@ -54,7 +55,7 @@ impl Renewal {
     }
 
     /// Looks and does what is to be done. Never ends.
-    pub async fn run(mut self, slot: &Slot) {
+    pub async fn run(mut self, slot: &Slot) -> Infallible {
         let interval = (self.settings.required.life / 60).clamp(INTERVAL_MIN, INTERVAL_MAX);
         let mut complaint: Option<String> = None;
         loop {
