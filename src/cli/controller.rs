@@ -8,8 +8,10 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{CliError, duration};
+use crate::controller::admission::{self, Admission};
 use crate::controller::certificate::files::Files;
 use crate::controller::certificate::renewal::{Requirements, Settings};
+use crate::controller::grants::ServiceAccount;
 use crate::controller::process::{self, CertificateSource, Options};
 use crate::keys::names::{NameError, Namespace, ObjectName};
 use crate::kubernetes::Access;
@@ -93,7 +95,9 @@ pub fn run(args: ControllerArgs) -> Result<(), CliError> {
         orphan_grace: args.orphan_grace,
         drain: args.drain,
     };
-    Ok(process::run(&options, |client| review(client, args.provisioners, args.node_service_account))?)
+    let NamespacedName { namespace, name } = args.node_service_account;
+    let settings = admission::Settings { provisioners: args.provisioners, reader: ServiceAccount { namespace, name } };
+    Ok(process::run(&options, |client| Admission::new(client, settings))?)
 }
 
 impl CertificateArgs {
@@ -108,26 +112,5 @@ impl CertificateArgs {
             })),
             _ => Err(CliError::Usage("give either --tls-cert with --tls-key, or --tls-secret".to_owned())),
         }
-    }
-}
-
-/// What answers reviews. Until keys are made here it turns every one away, so that no claim that asks
-/// for encryption comes to be without a key.
-fn review(_: kube::Client, _: Vec<String>, _: NamespacedName) -> Refusal {
-    Refusal
-}
-
-struct Refusal;
-
-impl crate::controller::server::Review for Refusal {
-    type Bad = serde_json::Error;
-
-    async fn review(&self, body: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
-        let review: serde_json::Value = serde_json::from_slice(body)?;
-        let status = serde_json::json!({ "code": 403, "message": "this controller makes no keys yet" });
-        let response = serde_json::json!({ "uid": review["request"]["uid"], "allowed": false, "status": status });
-        serde_json::to_vec(&serde_json::json!({
-            "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response,
-        }))
     }
 }
