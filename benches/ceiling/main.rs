@@ -13,7 +13,6 @@ mod driver;
 #[path = "../harness/mod.rs"]
 mod harness;
 // A part of it is used.
-#[allow(unused_macros)]
 #[path = "../../integration/support/mod.rs"]
 mod support;
 
