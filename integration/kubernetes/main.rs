@@ -5,11 +5,16 @@
 mod support;
 
 mod attach;
+mod balancer;
+mod certificates;
 mod cluster;
+mod controller;
 mod errors;
+mod https;
 mod kms;
 mod memory;
 mod proxy;
 mod rotation;
+mod serving;
 mod storm;
 mod tenant;

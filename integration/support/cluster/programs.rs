@@ -3,10 +3,11 @@
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// A running program; killed on drop, and by the kernel if this process ends without.
 pub struct Program {
@@ -34,6 +35,21 @@ impl Program {
     /// What it has written so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).expect("the program's log")
+    }
+
+    /// Tells it to end, and returns how it has ended and what it has written.
+    pub fn terminate(mut self, patience: Duration) -> (ExitStatus, String) {
+        let pid = i32::try_from(self.pid()).expect("a process id");
+        // SAFETY: no memory is involved; the program has not been waited for, so the id is its own.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0, "the signal was not sent");
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the program's state") {
+                return (status, self.log());
+            }
+            assert!(Instant::now() < deadline, "{} does not end:\n{}", self.name, self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Its process id.
