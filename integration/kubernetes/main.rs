@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admission;
 mod attach;
 mod balancer;
 mod certificates;
@@ -13,6 +14,7 @@ mod errors;
 mod https;
 mod kms;
 mod memory;
+mod protection;
 mod proxy;
 mod rotation;
 mod serving;
