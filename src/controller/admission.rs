@@ -275,7 +275,9 @@ impl Claim {
     }
 
     fn class_name(&self) -> Option<&str> {
-        self.spec.storage_class_name.as_deref().or_else(|| self.annotation(CLASS_ANNOTATION))
+        // The older of the two wins, as in Kubernetes: the other way round a claim could be looked at under
+        // one class and have its volume made by another.
+        self.annotation(CLASS_ANNOTATION).or(self.spec.storage_class_name.as_deref())
     }
 
     /// The claim's name as a label can carry it.
