@@ -54,7 +54,6 @@ pub struct Controller<'a> {
 pub struct Replica {
     pub program: Program,
     pub port: u16,
-    folder: PathBuf,
 }
 
 impl<'a> Controller<'a> {
@@ -190,14 +189,7 @@ pub fn start_process(kubeconfig: &Path, arguments: &[String], folder: &Path) -> 
         let address = log.split("serving reviews on 127.0.0.1:").nth(1).and_then(|rest| rest.lines().next());
         port = address.and_then(|port| port.trim().parse().ok());
     }
-    Replica { program, port: port.expect("a port"), folder: folder.to_owned() }
-}
-
-impl Replica {
-    /// The folder that it runs in.
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
+    Replica { program, port: port.expect("a port") }
 }
 
 /// The objects of a kind that `kubectl apply -k deploy/` makes.

@@ -17,7 +17,7 @@ fn a_deleted_key_stays_until_its_claim_is_gone() {
     let cluster = Cluster::shared();
     let controller = Controller::start(cluster, &["--orphan-grace", "1s"]);
     let namespace = controller.namespace("deleted");
-    assert_success(&controller.try_claim(&namespace, "disk", &encrypted(), None));
+    assert_success(&controller.try_claim(&namespace, "disk", &encrypted(), Some("")));
     let secret = secret_name(&get(cluster, &namespace, "pvc/disk"));
     cluster.kubectl(&["-n", &namespace, "delete", "secret", &secret, "--wait=false"]);
     std::thread::sleep(Duration::from_secs(3));
@@ -33,7 +33,7 @@ fn the_key_of_a_deleted_claim_stays_can_be_deleted_and_is_protected_again_by_ano
     let cluster = Cluster::shared();
     let mut controller = Controller::start(cluster, &["--orphan-grace", "1s"]);
     let namespace = controller.namespace("orphans");
-    assert_success(&controller.try_claim(&namespace, "disk", &encrypted(), None));
+    assert_success(&controller.try_claim(&namespace, "disk", &encrypted(), Some("")));
     let secret = secret_name(&get(cluster, &namespace, "pvc/disk"));
     // The finalizers of others are none of ours.
     let patch = json!({"metadata": {"finalizers": [FINALIZER, "example.com/other"]}}).to_string();
@@ -49,7 +49,7 @@ fn the_key_of_a_deleted_claim_stays_can_be_deleted_and_is_protected_again_by_ano
     // A new claim may name the Secret.
     let mut metadata = encrypted();
     metadata["annotations"] = json!({"storageos.com/encryption-secret-name": secret});
-    assert_success(&controller.try_claim(&namespace, "again", &metadata, None));
+    assert_success(&controller.try_claim(&namespace, "again", &metadata, Some("")));
     assert!(finalizers(cluster, &namespace, &secret).contains(&FINALIZER.to_owned()));
     std::thread::sleep(Duration::from_secs(2));
     assert!(finalizers(cluster, &namespace, &secret).contains(&FINALIZER.to_owned()));

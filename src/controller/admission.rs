@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::classes;
-use super::encryption::{self, BadValue, Form, Wish};
+use super::encryption::{self, BadWish, Form};
 use super::grants::{self, ServiceAccount};
 use super::protection::{self, Change, Key};
 use super::server::Review;
@@ -62,7 +62,7 @@ pub enum BadReview {
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error(transparent)]
-    Value(#[from] BadValue),
+    Wish(#[from] BadWish),
     #[error("annotation `{SECRET_NAMESPACE_ANNOTATION}` names a namespace that is not the claim's own: leave it out")]
     ForeignNamespace,
     #[error(
@@ -91,27 +91,15 @@ impl Admission {
         let Some(claim) = request.object.as_ref().filter(|_| request.is_new_claim()) else {
             return Ok(Verdict::default());
         };
-        let class = match claim.class_name() {
-            Some("") => Ok(None),
-            Some(name) => classes::named(&self.client, name).await,
-            None => classes::default(&self.client).await,
-        };
-        let class = class.map_err(Refusal::Class)?;
-        let form = match encryption::wish(&claim.metadata.labels, class.as_ref(), &self.settings.provisioners)? {
-            Wish::Nothing => return Ok(Verdict::default()),
-            Wish::NotOurs { provisioner } => {
-                let warning = format!(
-                    "this claim asks for encryption, but its volume is made by {provisioner}, which sealblk does not encrypt for"
-                );
-                return Ok(Verdict { warnings: vec![warning], ..Verdict::default() });
-            }
-            Wish::Key(form) => form,
+        let storage = classes::storage(&self.client, claim.class_name()).await.map_err(Refusal::Class)?;
+        let Some(form) = encryption::wish(&claim.metadata.labels, &storage, &self.settings.provisioners)? else {
+            return Ok(Verdict::default());
         };
         let namespace: Namespace =
             request.namespace.as_deref().unwrap_or_default().parse().map_err(|_| Refusal::NoNamespace)?;
         let secret = claim.secret(&namespace, &request.uid)?;
         self.provide(&namespace, &secret, form, claim.pvc().as_ref(), request.dry_run).await?;
-        Ok(Verdict { patch: claim.annotate(&namespace, &secret), ..Verdict::default() })
+        Ok(Verdict { patch: claim.annotate(&namespace, &secret) })
     }
 
     /// Sees to it that the Secret is there, is good, is protected, and can be read by nodes.
@@ -184,7 +172,6 @@ impl Refusal {
 #[derive(Default)]
 struct Verdict {
     patch: Vec<Value>,
-    warnings: Vec<String>,
 }
 
 impl Verdict {
@@ -193,9 +180,6 @@ impl Verdict {
         if !self.patch.is_empty() {
             response["patchType"] = "JSONPatch".into();
             response["patch"] = STANDARD.encode(Value::Array(self.patch).to_string()).into();
-        }
-        if !self.warnings.is_empty() {
-            response["warnings"] = self.warnings.into();
         }
         response
     }
@@ -323,3 +307,25 @@ const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 
 /// How long to wait for the API server, which waits itself: less than the webhook's timeout.
 const PATIENCE: Duration = Duration::from_secs(6);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class_of(annotations: Value, spec: Value) -> Option<String> {
+        let claim = json!({"metadata": {"annotations": annotations}, "spec": spec});
+        serde_json::from_value::<Claim>(claim).unwrap().class_name().map(str::to_owned)
+    }
+
+    /// Prevents a claim from being looked at under another class than the one that makes its volume.
+    #[test]
+    fn the_class_in_the_annotation_wins_as_in_kubernetes() {
+        let (none, old) = (json!({}), json!({CLASS_ANNOTATION: "old"}));
+        let named = json!({"storageClassName": "new"});
+        assert_eq!(class_of(old.clone(), named.clone()).as_deref(), Some("old"));
+        assert_eq!(class_of(old, json!({})).as_deref(), Some("old"));
+        assert_eq!(class_of(json!({CLASS_ANNOTATION: ""}), named.clone()).as_deref(), Some(""));
+        assert_eq!(class_of(none.clone(), named).as_deref(), Some("new"));
+        assert_eq!(class_of(none, json!({})), None);
+    }
+}

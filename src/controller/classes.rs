@@ -4,24 +4,30 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
-use super::encryption::Class;
+use super::encryption::{Class, Storage};
 
-/// The class with this name; none if there is no such class.
+/// Where the volume of a claim comes from that names this class, or none; an empty name is the word for
+/// a volume that is there already.
 ///
 /// # Errors
 ///
 /// The library's.
-pub async fn named(client: &Client, name: &str) -> Result<Option<Class>, kube::Error> {
+pub async fn storage(client: &Client, name: Option<&str>) -> Result<Storage, kube::Error> {
+    let (class, otherwise) = match name {
+        Some("") => return Ok(Storage::Present),
+        Some(name) => (named(client, name).await?, format!("there is no StorageClass {name}")),
+        None => (default(client).await?, "there is no default StorageClass".to_owned()),
+    };
+    Ok(class.map_or(Storage::Unknown(otherwise), Storage::Class))
+}
+
+async fn named(client: &Client, name: &str) -> Result<Option<Class>, kube::Error> {
     Ok(Api::<StorageClass>::all(client.clone()).get_opt(name).await?.map(class))
 }
 
 /// The class of claims that name none. Of several the newest is taken, and of those of one second the
 /// first by name, as Kubernetes does since 1.26.
-///
-/// # Errors
-///
-/// The library's.
-pub async fn default(client: &Client) -> Result<Option<Class>, kube::Error> {
+async fn default(client: &Client) -> Result<Option<Class>, kube::Error> {
     let classes = Api::<StorageClass>::all(client.clone()).list(&ListParams::default()).await?;
     let mut defaults: Vec<_> = classes.items.into_iter().filter(is_default).collect();
     defaults.sort_by(|one, other| {

@@ -255,7 +255,7 @@ const BUFFER_BYTES_MAX: usize = 64 << 10;
 const BODY_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// The webhooks' own limit: the API server does not wait any longer.
-const REVIEW_TIME_MAX: Duration = Duration::from_secs(10);
+const REVIEW_TIME_MAX: Duration = Duration::from_secs(9);
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 const IDLE_TIME_MAX: Duration = Duration::from_secs(120);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);

@@ -43,12 +43,11 @@ impl VolumeKeys<'_> {
         let Some(volume) = found(self.session.secret(self.namespace, name).await)? else {
             return Ok(None);
         };
-        let keys = match secret::is_wrapped(&volume) {
-            true => {
-                let secret = self.session.secret(self.namespace, &self.namespace_secret).await?;
-                Some(secret::open_namespace_keys(&secret)?)
-            }
-            false => None,
+        // A clear key opens without the namespace's, but then its wrapped form should not be of another
+        // namespace: better found out now than when one of the two is lost.
+        let keys = match found(self.session.secret(self.namespace, &self.namespace_secret).await)? {
+            Some(secret) => Some(secret::open_namespace_keys(&secret)?),
+            None => None,
         };
         secret::open_volume_key(&volume, keys.as_ref())?;
         Ok(Some(volume))
