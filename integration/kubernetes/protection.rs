@@ -1,4 +1,5 @@
-//! A key that a claim needs cannot be deleted by accident, and one that none needs can.
+//! A key that a claim needs cannot be deleted by accident, and one that none needs can. Each story has a
+//! cluster of its own: the controllers of other tests would take part.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ const FINALIZER: &str = "sealblk.io/pvc-protection";
 
 #[test]
 fn a_deleted_key_stays_until_its_claim_is_gone() {
-    let cluster = Cluster::shared();
+    let cluster = &Cluster::start(&[]);
     let controller = Controller::start(cluster, &["--orphan-grace", "1s"]);
     let namespace = controller.namespace("deleted");
     assert_success(&controller.try_claim(&namespace, "disk", &encrypted(), Some("")));
@@ -30,7 +31,7 @@ fn a_deleted_key_stays_until_its_claim_is_gone() {
 
 #[test]
 fn the_key_of_a_deleted_claim_stays_can_be_deleted_and_is_protected_again_by_another() {
-    let cluster = Cluster::shared();
+    let cluster = &Cluster::start(&[]);
     let mut controller = Controller::start(cluster, &["--orphan-grace", "1s"]);
     let namespace = controller.namespace("orphans");
     assert_success(&controller.try_claim(&namespace, "disk", &encrypted(), Some("")));
