@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use openssl::ssl::{Ssl, SslConnector, SslMethod, SslStream, SslVerifyMode};
 use openssl::x509::X509;
 use openssl::x509::store::X509StoreBuilder;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 /// A certificate for 127.0.0.1, its key and its authority, in PEM.
 pub struct Pair {
@@ -23,6 +23,8 @@ impl Pair {
     pub fn make(life: Duration) -> Pair {
         let now = SystemTime::now();
         let mut parameters = CertificateParams::default();
+        // A name of its own: who has the name of his authority is taken for one that signs itself.
+        parameters.distinguished_name.push(DnType::CommonName, "webhook authority of a test");
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
         let authority = parameters.self_signed(&key).expect("a certificate");

@@ -14,6 +14,7 @@ mod errors;
 mod https;
 mod kms;
 mod memory;
+mod permissions;
 mod protection;
 mod proxy;
 mod rotation;

@@ -1,0 +1,133 @@
+//! Neither the controller nor a node can do more than it has to, by the word of the authorizer of a real
+//! API server.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::json;
+
+use crate::controller::{CONTROLLER_ACCOUNT, Controller, NODE_ACCOUNT, SYSTEM, encrypted};
+use crate::support::cluster::Cluster;
+
+/// What somebody tries, and with what.
+struct Account<'a> {
+    cluster: &'a Cluster,
+    kubeconfig: PathBuf,
+}
+
+#[test]
+fn the_controller_can_neither_list_nor_delete_secrets_nor_give_itself_more() {
+    let cluster = Cluster::shared();
+    let controller = Controller::start(cluster, &[]);
+    let account = Account { cluster, kubeconfig: controller.kubeconfig.clone() };
+    let namespace = controller.namespace("controller-may");
+    cluster.kubectl(&["-n", &namespace, "create", "secret", "generic", "known", "--from-literal=a=b"]);
+
+    account.is_allowed(&["-n", &namespace, "get", "secret", "known"]);
+    for denied in [
+        &["-n", &namespace, "get", "secrets"][..],
+        &["get", "secrets", "--all-namespaces"],
+        &["get", "--raw", &format!("/api/v1/namespaces/{namespace}/secrets?watch=1&timeoutSeconds=1")],
+        &["-n", &namespace, "delete", "secret", "known"],
+        &["-n", &namespace, "delete", "pvc", "disk"],
+        &["-n", &namespace, "get", "configmaps"],
+        &["-n", &namespace, "get", "pods"],
+        &["get", "nodes"],
+        &["get", "clusterroles"],
+        &["get", "mutatingwebhookconfigurations"],
+        &["get", "mutatingwebhookconfiguration", "another"],
+        &["delete", "mutatingwebhookconfiguration", "sealblk"],
+    ] {
+        account.is_forbidden(denied);
+    }
+    let role = |verbs: serde_json::Value, resource: &str| {
+        let rules = json!([{ "apiGroups": [""], "resources": [resource], "verbs": verbs }]);
+        let metadata = json!({ "name": "more", "namespace": namespace });
+        json!({ "apiVersion": RBAC, "kind": "Role", "metadata": metadata, "rules": rules }).to_string()
+    };
+    for (verbs, resource) in
+        [(json!(["list"]), "secrets"), (json!(["get", "delete"]), "secrets"), (json!(["get"]), "pods")]
+    {
+        account.creation_is_forbidden(&role(verbs, resource));
+    }
+    // A Role that somebody else has made cannot be bound either.
+    let name = format!("admin-of-{namespace}");
+    let binding = json!({
+        "apiVersion": RBAC, "kind": "RoleBinding", "metadata": { "name": name, "namespace": namespace },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin" },
+        "subjects": [{ "kind": "ServiceAccount", "name": CONTROLLER_ACCOUNT, "namespace": SYSTEM }],
+    });
+    account.creation_is_forbidden(&binding.to_string());
+    let binding = binding.to_string().replace("\"RoleBinding\"", "\"ClusterRoleBinding\"");
+    account.creation_is_forbidden(&binding.replace(&format!(",\"namespace\":\"{namespace}\""), ""));
+}
+
+/// The claim's key, and nothing else, in the namespace or anywhere.
+#[test]
+fn a_node_can_get_the_keys_of_volumes_and_nothing_else() {
+    let cluster = Cluster::shared();
+    let controller = Controller::start(cluster, &[]);
+    let account = Account { cluster, kubeconfig: cluster.kubeconfig(SYSTEM, NODE_ACCOUNT) };
+    let namespace = controller.namespace("node-may");
+    cluster.kubectl(&["-n", &namespace, "create", "secret", "generic", "other", "--from-literal=a=b"]);
+    let output = controller.try_claim(&namespace, "disk", &encrypted(), None);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let annotation = r"jsonpath={.metadata.annotations.storageos\.com/encryption-secret-name}";
+    let secret = cluster.kubectl(&["-n", &namespace, "get", "pvc", "disk", "-o", annotation]);
+    assert!(secret.starts_with("storageos-volume-key-"), "{secret}");
+
+    account.is_allowed(&["-n", &namespace, "get", "pvc", "disk"]);
+    account.is_allowed(&["-n", &namespace, "get", "secret", &secret]);
+    let patch = ["-n", &namespace, "patch", "secret", &secret, "--type=merge", "-p", r#"{"data":{"key":"AAAA"}}"#];
+    for denied in [
+        &["-n", &namespace, "get", "secret", "other"][..],
+        &["-n", &namespace, "get", "secrets"],
+        &["get", "secrets", "--all-namespaces"],
+        &["-n", SYSTEM, "get", "secret", "sealblk-controller-tls"],
+        &["-n", &namespace, "delete", "secret", &secret],
+        &patch,
+        &["-n", &namespace, "get", "pvc"],
+        &["-n", &namespace, "delete", "pvc", "disk"],
+        &["-n", &namespace, "get", "roles"],
+        &["-n", &namespace, "create", "secret", "generic", "more"],
+    ] {
+        account.is_forbidden(denied);
+    }
+}
+
+impl Account<'_> {
+    fn is_allowed(&self, arguments: &[&str]) {
+        let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+        loop {
+            // The authorizer learns of a grant a moment later.
+            let output = self.run(&self.kubeconfig, arguments);
+            if output.status.success() {
+                return;
+            }
+            let reason = String::from_utf8_lossy(&output.stderr);
+            assert!(std::time::Instant::now() < deadline, "{arguments:?}: {reason}");
+        }
+    }
+
+    fn is_forbidden(&self, arguments: &[&str]) {
+        assert_forbidden(arguments, &self.run(&self.kubeconfig, arguments));
+    }
+
+    fn creation_is_forbidden(&self, manifest: &str) {
+        let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a file");
+        std::fs::write(file.path(), manifest).expect("writing a manifest");
+        let arguments = ["create", "--validate=false", "-f", &file.path().display().to_string()];
+        assert_forbidden(&[manifest], &self.run(&self.kubeconfig, &arguments));
+    }
+
+    fn run(&self, kubeconfig: &Path, arguments: &[&str]) -> Output {
+        self.cluster.try_kubectl_as(kubeconfig, arguments)
+    }
+}
+
+fn assert_forbidden(what: &[&str], output: &Output) {
+    let reason = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && reason.to_lowercase().contains("forbidden"), "{what:?}: {reason}");
+}
+
+const RBAC: &str = "rbac.authorization.k8s.io/v1";
