@@ -109,7 +109,7 @@ fn a_certificate_that_is_lost_or_damaged_is_made_anew() {
         damage();
         eventually("the certificate is mended", || {
             let name = format!("claim-{number}-{}", unused());
-            controller.try_claim(&namespace, &name, &encrypted(), None).status.success()
+            controller.try_claim(&namespace, &name, &encrypted(), Some("")).status.success()
                 && controller
                     .replicas()
                     .iter()
@@ -128,7 +128,7 @@ pub fn while_claims_are_created(controller: &Controller<'_>, namespace: &str, wo
         let creation = scope.spawn(|| {
             let mut count = 0;
             while !done.load(Ordering::Relaxed) {
-                let output = controller.try_claim(namespace, &format!("claim-{count}"), &encrypted(), None);
+                let output = controller.try_claim(namespace, &format!("claim-{count}"), &encrypted(), Some(""));
                 let reason = String::from_utf8_lossy(&output.stderr);
                 assert!(output.status.success(), "claim {count}: {reason}\n{}", controller.log());
                 count += 1;

@@ -70,7 +70,7 @@ fn a_node_can_get_the_keys_of_volumes_and_nothing_else() {
     let account = Account { cluster, kubeconfig: cluster.kubeconfig(SYSTEM, NODE_ACCOUNT) };
     let namespace = controller.namespace("node-may");
     cluster.kubectl(&["-n", &namespace, "create", "secret", "generic", "other", "--from-literal=a=b"]);
-    let output = controller.try_claim(&namespace, "disk", &encrypted(), None);
+    let output = controller.try_claim(&namespace, "disk", &encrypted(), Some(""));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let annotation = r"jsonpath={.metadata.annotations.storageos\.com/encryption-secret-name}";
     let secret = cluster.kubectl(&["-n", &namespace, "get", "pvc", "disk", "-o", annotation]);

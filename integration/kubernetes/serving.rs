@@ -44,7 +44,7 @@ fn what_is_no_review_is_turned_away_with_a_reason() {
         assert!(body.trim_end().lines().last().is_some_and(|line| !line.is_empty()), "no reason: {answer}");
     }
     let namespace = controller.namespace("reviews");
-    let output = controller.try_claim(&namespace, "disk", &encrypted(), None);
+    let output = controller.try_claim(&namespace, "disk", &encrypted(), Some(""));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -69,7 +69,7 @@ fn silent_clients_keep_nobody_out() {
         assert!(is_late || answer.is_empty(), "{answer}");
     }
     assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
-    let output = controller.try_claim(&namespace, "disk", &encrypted(), None);
+    let output = controller.try_claim(&namespace, "disk", &encrypted(), Some(""));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     drop(plain);
 }
@@ -85,7 +85,7 @@ fn claims_are_admitted_while_the_processes_are_replaced_one_by_one() {
         let creation = scope.spawn(move || {
             let mut count = 0;
             while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-                let manifest = claim(&space, &format!("claim-{count}"), &encrypted(), None).to_string();
+                let manifest = claim(&space, &format!("claim-{count}"), &encrypted(), Some("")).to_string();
                 let output = cluster.try_with_manifest("create", &manifest);
                 assert!(output.status.success(), "claim {count}: {}", String::from_utf8_lossy(&output.stderr));
                 count += 1;
@@ -115,10 +115,10 @@ fn a_claim_without_the_label_is_created_while_nobody_serves_and_one_with_it_is_n
     controller.remove_replica();
     let plain = controller.try_claim(&namespace, "plain", &serde_json::json!({}), None);
     assert!(plain.status.success(), "{}", String::from_utf8_lossy(&plain.stderr));
-    let refused = controller.try_claim(&namespace, "disk", &encrypted(), None);
+    let refused = controller.try_claim(&namespace, "disk", &encrypted(), Some(""));
     let reason = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && reason.contains("labelled.encryption.sealblk.io"), "{reason}");
     controller.add_replica();
-    let output = controller.try_claim(&namespace, "disk", &encrypted(), None);
+    let output = controller.try_claim(&namespace, "disk", &encrypted(), Some(""));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
