@@ -3,60 +3,74 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tempfile::TempDir;
 
+use crate::admission::{get, secret_name};
+use crate::controller::{Controller, NODE_ACCOUNT, SYSTEM, encrypted};
 use crate::support::cluster::Cluster;
 use crate::support::cluster::kms::KmsPlugin;
 use crate::support::volume::SEALBLK;
+use crate::tenant::{assert_success, bytes, stderr};
 
 #[test]
 fn what_etcd_holds_is_an_envelope_that_only_the_service_opens() {
     let folder = TempDir::new().expect("a folder for the plugin");
     let mut plugin = KmsPlugin::start();
     let cluster = cluster_with(&plugin, folder.path());
-    let namespace = cluster.namespace("kms");
-    let volume = Volume { folder: folder.path(), cluster: &cluster, namespace: &namespace };
+    let controller = Controller::start(&cluster, &[]);
+    let namespace = controller.namespace("kms");
+    let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for a volume");
+    let volume = |command: &[&str], further: &[&str]| {
+        Command::new(SEALBLK)
+            .args(command)
+            .args(["--key", &format!("pvc:{namespace}/disk"), "--key-timeout", "5s", "--kubeconfig"])
+            .arg(cluster.kubeconfig(SYSTEM, NODE_ACCOUNT))
+            .arg(folder.path().join("volume"))
+            .args(further)
+            .output()
+            .expect("running sealblk")
+    };
 
     let sealed = plugin.encryptions();
-    let secret = volume.make_key();
+    assert_success(&controller.try_claim(&namespace, "disk", &encrypted(), Some("")));
     assert!(plugin.encryptions() >= sealed + 2, "the plugin was not asked to seal two Secrets");
-    let key = volume.clear_key(&secret);
+    let secret = secret_name(&get(&cluster, &namespace, "pvc/disk"));
+    let key = bytes(&get(&cluster, &namespace, &format!("secret/{secret}")), "key");
     let etcd = everything_in(&cluster.etcd_folder());
     assert!(holds(&etcd, format!("/registry/secrets/{namespace}/{secret}").as_bytes()));
     assert!(holds(&etcd, format!("k8s:enc:kms:{}:test:", version()).as_bytes()));
     assert_not_in(&etcd, &key);
-    let attached = volume.create(&secret, &[]);
-    assert!(attached.status.success(), "{}", stderr(&attached));
+    let opened = plugin.decryptions();
+    assert_success(&volume(&["volume", "create", "--size", "1M"], &[]));
+    assert!(plugin.decryptions() > opened, "the plugin was not asked to open the Secret");
 
     plugin.stop();
-    let refused = volume.info(&secret);
+    let refused = volume(&["volume", "export"], &["/dev/null"]);
     let reason = stderr(&refused);
     assert_eq!(refused.status.code(), Some(1), "{reason}");
     assert!(reason.contains(plugin.socket()), "no word of the plugin: {reason}");
-    let manifest = volume.manifest();
-    let refused = cluster.try_with_manifest("apply", &manifest);
-    assert!(!refused.status.success(), "a Secret was made without the plugin");
-    assert!(stderr(&refused).contains(plugin.socket()), "{}", stderr(&refused));
+    let refused = controller.try_claim(&namespace, "refused", &encrypted(), Some(""));
+    assert!(!refused.status.success(), "a claim was admitted without the plugin");
+    assert!(stderr(&refused).contains(plugin.socket()), "no word of the plugin: {}", stderr(&refused));
 
     plugin.resume();
-    let attached = volume.info(&secret);
-    assert!(attached.status.success(), "{}", stderr(&attached));
-    cluster.apply(&manifest);
+    assert_success(&volume(&["volume", "export"], &["/dev/null"]));
+    assert_success(&controller.try_claim(&namespace, "refused", &encrypted(), Some("")));
 }
 
 /// The search would find a key that is not protected.
 #[test]
 fn without_a_service_the_key_lies_in_etcd_as_it_is() {
-    let folder = TempDir::new().expect("a folder");
     let cluster = Cluster::shared();
-    let namespace = cluster.namespace("no-kms");
-    let volume = Volume { folder: folder.path(), cluster, namespace: &namespace };
-    let secret = volume.make_key();
-    let key = volume.clear_key(&secret);
+    let controller = Controller::start(cluster, &[]);
+    let namespace = controller.namespace("no-kms");
+    assert_success(&controller.try_claim(&namespace, "disk", &encrypted(), Some("")));
+    let secret = secret_name(&get(cluster, &namespace, "pvc/disk"));
+    let key = bytes(&get(cluster, &namespace, &format!("secret/{secret}")), "key");
     assert!(holds(&everything_in(&cluster.etcd_folder()), &key));
 }
 
@@ -85,58 +99,6 @@ fn version() -> &'static str {
     if Cluster::is_older_than(1, 28) { "v1" } else { "v2" }
 }
 
-/// A volume whose key is in the cluster.
-struct Volume<'a> {
-    folder: &'a Path,
-    cluster: &'a Cluster,
-    namespace: &'a str,
-}
-
-impl Volume<'_> {
-    /// A namespace key and a volume key, as manifests.
-    fn manifest(&self) -> String {
-        let generated = Command::new(SEALBLK).args(["key", "generate", "--namespace", self.namespace]).output();
-        let generated = generated.expect("running sealblk key generate");
-        assert!(generated.status.success(), "{}", stderr(&generated));
-        String::from_utf8(generated.stdout).expect("a manifest")
-    }
-
-    /// Puts a namespace key and a volume key into the cluster, and returns the latter's name.
-    fn make_key(&self) -> String {
-        let printed = self.cluster.apply(&self.manifest());
-        let names = printed.lines().filter_map(|line| line.strip_prefix("secret/")?.split(' ').next());
-        let mut names = names.filter(|name| name.starts_with("storageos-volume-key-"));
-        names.next().expect("a volume key's Secret").to_owned()
-    }
-
-    fn clear_key(&self, secret: &str) -> Vec<u8> {
-        let arguments = ["-n", self.namespace, "get", "secret", secret, "-o", "jsonpath={.data.key}"];
-        STANDARD.decode(self.cluster.kubectl(&arguments)).expect("base64")
-    }
-
-    fn create(&self, secret: &str, further: &[&str]) -> Output {
-        self.run(&["volume", "create", "--size", "1M"], secret, further)
-    }
-
-    /// Opens the volume with its key and reads all of it.
-    fn info(&self, secret: &str) -> Output {
-        self.run(&["volume", "export", "--key-timeout", "5s"], secret, &["/dev/null"])
-    }
-
-    fn run(&self, command: &[&str], secret: &str, further: &[&str]) -> Output {
-        Command::new(SEALBLK)
-            .args(command)
-            .arg("--kubeconfig")
-            .arg(self.cluster.admin_kubeconfig())
-            .arg("--key")
-            .arg(format!("kubernetes:{}/{secret}", self.namespace))
-            .arg(self.folder.join("volume"))
-            .args(further)
-            .output()
-            .expect("running sealblk")
-    }
-}
-
 /// The content of every file under a folder, one after the other.
 fn everything_in(folder: &Path) -> Vec<u8> {
     let mut content = Vec::new();
@@ -163,8 +125,4 @@ fn assert_not_in(content: &[u8], key: &[u8]) {
 
 fn holds(content: &[u8], wanted: &[u8]) -> bool {
     content.windows(wanted.len()).any(|window| window == wanted)
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
