@@ -10,6 +10,7 @@ mod balancer;
 mod certificates;
 mod cluster;
 mod controller;
+mod deploy;
 mod errors;
 mod https;
 mod kms;
