@@ -10,7 +10,7 @@
 //!
 //! A Secret is made before its claim is stored, so one without a claim is left alone for a while.
 //!
-//! All is decided from what there is, not from what has happened ([`inventory`]): after a restart, a
+//! All is decided from what there is, not from what has happened (`inventory`): after a restart, a
 //! lost watch or beside another replica, which does the same, the result is the same.
 
 mod inventory;
