@@ -275,6 +275,42 @@ fn with_the_webhook_down_no_claim_that_asks_is_admitted_and_every_other_is() {
     assert_success(&controller.try_claim(&namespace, "asks", &encrypted(), PRESENT));
 }
 
+/// An answer that came too late is asked for again, under the same id.
+#[test]
+fn a_review_that_is_asked_again_finds_the_key_of_the_first_time() {
+    let cluster = Cluster::shared();
+    let controller = Controller::start(cluster, &[]);
+    let namespace = cluster.namespace("again");
+    let uid = uuid::Uuid::new_v4().to_string();
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": uid, "operation": "CREATE", "namespace": namespace,
+            "resource": {"group": "", "version": "v1", "resource": "persistentvolumeclaims"},
+            "object": claim(&namespace, "disk", &encrypted(), PRESENT),
+        },
+    });
+    let review = review.to_string();
+    let request = format!(
+        "POST /mutate HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{review}",
+        review.len()
+    );
+    let port = controller.replicas()[0].port;
+    let answers = [0, 1, 2].map(|_| crate::https::request(port, &request).expect("an answer"));
+    for answer in &answers {
+        let body: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).expect("a body")).expect("JSON");
+        assert_eq!(body["response"]["uid"], uid.as_str());
+        assert_eq!(body["response"]["allowed"], true, "{body}");
+    }
+    let mut names: Vec<_> = list(cluster, &namespace, "secret")
+        .iter()
+        .map(|secret| secret["metadata"]["name"].as_str().expect("a name").to_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, [NAMESPACE_KEY.to_owned(), format!("storageos-volume-key-{uid}")]);
+}
+
 /// Claims whose names Kubernetes makes up, and such as no label can carry.
 #[test]
 fn a_claim_of_any_name_gets_a_key() {
