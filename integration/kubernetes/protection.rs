@@ -29,6 +29,28 @@ fn a_deleted_key_stays_until_its_claim_is_gone() {
     await_that(|| !exists(cluster, &namespace, &secret), "the Secret is still there");
 }
 
+/// Prevents a namespace from being stuck in its deletion: all in it goes at once, and its Roles before
+/// its claims, which have a finalizer.
+#[test]
+fn a_key_goes_with_its_namespace_whatever_goes_first() {
+    let cluster = &Cluster::start(&[]);
+    let controller = Controller::start(cluster, &["--orphan-grace", "1h"]);
+    let namespace = controller.namespace("leaving");
+    assert_success(&controller.try_claim(&namespace, "disk", &encrypted(), Some("")));
+    let secret = secret_name(&get(cluster, &namespace, "pvc/disk"));
+    let all = ["role", "rolebinding", "secret"].map(|kind| format!("{kind}/{secret}"));
+    let delete = ["-n", &namespace, "delete", "--wait=false"];
+    cluster.kubectl(&[&delete[..], &all.each_ref().map(String::as_str)].concat());
+    await_that(
+        || !cluster.try_kubectl(&["-n", &namespace, "get", &all[0]]).status.success(),
+        "the Role is still there",
+    );
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(exists(cluster, &namespace, &secret), "the key went before its claim");
+    delete_claim(cluster, &namespace, "disk");
+    await_that(|| !exists(cluster, &namespace, &secret), "the Secret is still there");
+}
+
 #[test]
 fn the_key_of_a_deleted_claim_stays_can_be_deleted_and_is_protected_again_by_another() {
     let cluster = &Cluster::start(&[]);

@@ -51,6 +51,9 @@ pub struct Inventory {
     roles: Listing<SystemTime>,
     /// The Secret that each claim names, if it names one.
     claims: Listing<Option<String>>,
+    /// The Secrets whose Role went before their finalizer was taken away, as when all of a namespace is
+    /// deleted at once. Nothing else tells of them any more.
+    bereft: BTreeSet<Key>,
     /// The Secrets that have to be looked at.
     open: BTreeSet<Key>,
     /// What was last done to each Secret.
@@ -64,6 +67,7 @@ impl Inventory {
             orphan_grace,
             roles: Listing::default(),
             claims: Listing::default(),
+            bereft: BTreeSet::new(),
             open: BTreeSet::new(),
             done: BTreeMap::new(),
         }
@@ -72,6 +76,11 @@ impl Inventory {
     /// Takes note of Roles, each with the time it was made.
     pub fn see_role(&mut self, seen: Seen<SystemTime>) {
         for (key, _) in self.roles.see(seen) {
+            if self.roles.objects.contains_key(&key) {
+                self.bereft.remove(&key);
+            } else {
+                self.bereft.insert(key.clone());
+            }
             self.open.insert(key);
         }
     }
@@ -98,11 +107,16 @@ impl Inventory {
         let mut due = Vec::new();
         let mut later = BTreeSet::new();
         for secret in std::mem::take(&mut self.open) {
+            let protected = named.contains(&secret);
             let Some(&made) = self.roles.objects.get(&secret) else {
                 self.done.remove(&secret);
+                // While a claim names it, it stays as it is; the end of that claim opens it again.
+                if self.bereft.contains(&secret) && !protected {
+                    later.insert(secret.clone());
+                    due.push(Change { secret, protected });
+                }
                 continue;
             };
-            let protected = named.contains(&secret);
             if self.done.get(&secret) == Some(&protected) {
                 continue;
             }
@@ -121,6 +135,9 @@ impl Inventory {
     /// Takes note that a change was made, or that its Secret is gone.
     pub fn done(&mut self, change: Change) {
         self.open.remove(&change.secret);
+        if self.bereft.remove(&change.secret) {
+            return;
+        }
         self.done.insert(change.secret, change.protected);
     }
 }
@@ -272,8 +289,28 @@ mod tests {
         assert_eq!(settle(&mut inventory, at(1000)), all);
         list(&mut inventory, &[("two", "b")], &["a", "b", "c"]);
         assert_eq!(settle(&mut inventory, at(1000)), [change("a", false)]);
+        // Of a Secret whose Role is gone nobody knows whether it still has the finalizer.
+        list(&mut inventory, &[("two", "b")], &["b"]);
+        assert_eq!(settle(&mut inventory, at(1000)), [change("a", false), change("c", false)]);
         list(&mut inventory, &[("two", "b")], &["b"]);
         assert_eq!(settle(&mut inventory, at(1000)), []);
+    }
+
+    /// Prevents a namespace from being stuck in its deletion, which takes Roles before claims.
+    #[test]
+    fn a_secret_that_outlives_its_role_is_let_go_with_its_claim() {
+        let mut inventory = started(&[("disk", "a")], &["a"]);
+        assert_eq!(settle(&mut inventory, at(0)), [change("a", true)]);
+        inventory.see_role(Seen::Gone(key("a")));
+        assert_eq!(settle(&mut inventory, at(0)), []);
+        inventory.see_claim(Seen::Gone(key("disk")));
+        assert_eq!(inventory.due(at(0)), [change("a", false)]);
+        assert_eq!(settle(&mut inventory, at(0)), [change("a", false)]);
+        assert_eq!(settle(&mut inventory, at(1000)), []);
+        // Made again under the same name, it is a Secret like any other.
+        inventory.see_claim(Seen::There(key("disk"), named("a")));
+        inventory.see_role(Seen::There(key("a"), at(1000)));
+        assert_eq!(settle(&mut inventory, at(1000)), [change("a", true)]);
     }
 
     #[test]
