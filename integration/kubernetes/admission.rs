@@ -131,6 +131,7 @@ fn what_does_not_ask_is_left_alone_and_nonsense_is_refused() {
         ("label-false", &label("F"), None, Ok(false)),
         ("label-true", &label("T"), PRESENT, Ok(true)),
         ("label-but-no-class", &label("true"), None, Err("no default StorageClass")),
+        ("label-but-no-name-of-a-class", &label("true"), Some("../../secrets"), Err("StorageClass")),
         ("label-but-no-such-class", &label("true"), Some("asking-nobody"), Err("asking-nobody")),
         ("label-nonsense", &label("yes"), None, Err("`yes`")),
         ("class", &plain, Some("asking-ours"), Ok(true)),

@@ -5,6 +5,7 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
 use super::encryption::{Class, Storage};
+use crate::keys::ObjectName;
 
 /// Where the volume of a claim comes from that names this class, or none; an empty name is the word for
 /// a volume that is there already.
@@ -15,6 +16,10 @@ use super::encryption::{Class, Storage};
 pub async fn storage(client: &Client, name: Option<&str>) -> Result<Storage, kube::Error> {
     let (class, otherwise) = match name {
         Some("") => return Ok(Storage::Present),
+        // The API server has not looked at it yet, and it would stand in a path.
+        Some(name) if name.parse::<ObjectName>().is_err() => {
+            return Ok(Storage::Unknown("the name of its StorageClass is none".to_owned()));
+        }
         Some(name) => (named(client, name).await?, format!("there is no StorageClass {name}")),
         None => (default(client).await?, "there is no default StorageClass".to_owned()),
     };

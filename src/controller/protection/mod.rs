@@ -69,10 +69,14 @@ pub async fn run(client: Client, orphan_grace: Duration) {
         for change in inventory.due(SystemTime::now()) {
             match apply(&client, &change).await {
                 Ok(()) => inventory.done(change),
+                // One Secret that cannot be changed does not keep the others back; a server that does not
+                // answer does.
                 Err(error) => {
                     log::warn!("cannot change the finalizer of Secret {}: {error}; trying again", change.secret);
                     failing = true;
-                    break;
+                    if !matches!(error, kube::Error::Api(_)) {
+                        break;
+                    }
                 }
             }
         }
@@ -91,7 +95,8 @@ pub(super) async fn apply(client: &Client, change: &Change) -> Result<(), kube::
             log::info!("Secret {} {what}", change.secret);
             Ok(())
         }
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        // Gone, or being deleted already, when Kubernetes takes no new finalizer.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => Ok(()),
         Err(error) => Err(error),
     }
 }
