@@ -116,21 +116,22 @@ impl Admission {
         if dry_run {
             return Ok(());
         }
-        let (secret, is_new) = match found {
-            Some(secret) => (secret, false),
-            None => (keys.make(name, pvc, form).await?, true),
+        let secret = match found {
+            Some(secret) => secret,
+            None => {
+                let secret = keys.make(name, pvc, form).await?;
+                log::info!("made Secret {namespace}/{name}");
+                secret
+            }
         };
-        if is_new {
-            log::info!("made Secret {namespace}/{name}");
-        } else {
-            let secret = Key { namespace: namespace.to_string(), name: name.to_string() };
-            let change = Change { secret, protected: true };
-            protection::apply(&self.client, &change).await.map_err(Refusal::Protection)?;
-        }
         let form = if secret::is_wrapped(&secret) { Form::Wrapped } else { Form::Clear };
         let uid = secret.uid().unwrap_or_default();
         let granted = grants::grant(&self.client, namespace, (name, uid), form, &self.settings.reader).await;
-        granted.map_err(Refusal::Grant)
+        granted.map_err(Refusal::Grant)?;
+        // Last, because without its Role nobody would find the Secret to take its finalizer away.
+        let secret = Key { namespace: namespace.to_string(), name: name.to_string() };
+        let change = Change { secret, protected: true };
+        protection::apply(&self.client, &change).await.map_err(Refusal::Protection)
     }
 }
 

@@ -68,8 +68,8 @@ pub fn generate(request: &Request) -> Result<Zeroizing<String>, KeyError> {
     Ok(text)
 }
 
-/// A new volume key's Secret as the API server takes it, in JSON: with the finalizer that protects it,
-/// and with its clear key unless it is `wrapped_only`. The caller must wipe what it frees.
+/// A new volume key's Secret as the API server takes it, in JSON, with its clear key unless it is
+/// `wrapped_only`. The caller must wipe what it frees.
 ///
 /// # Errors
 ///
@@ -89,7 +89,7 @@ pub fn volume_secret(
     let mut labels = BTreeMap::from(labels(names::VOLUME_KEY_COMPONENT));
     let pvc = pvc.map(|Pvc(pvc)| pvc.as_str());
     labels.extend(pvc.map(|pvc| (names::PVC_LABEL, pvc)));
-    let metadata = json!({"name": name.as_str(), "labels": labels, "finalizers": [names::PROTECTION_FINALIZER]});
+    let metadata = json!({"name": name.as_str(), "labels": labels});
     Ok(object(&metadata, &json!(data)))
 }
 
