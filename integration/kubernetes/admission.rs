@@ -235,6 +235,17 @@ fn a_secret_that_the_claim_names_is_used_or_made_and_checked_at_once() {
         assert!(!refused.status.success(), "{name}");
         assert!(stderr(&refused).contains(reason), "{name}: {}", stderr(&refused));
     }
+    // One that is being deleted will be gone before its volume is.
+    damaged("dying", json!({}));
+    let patch = json!({"metadata": {"finalizers": ["example.com/other"]}}).to_string();
+    cluster.kubectl(&["-n", &namespace, "patch", "secret", "dying", "--type=merge", "-p", &patch]);
+    cluster.kubectl(&["-n", &namespace, "delete", "secret", "dying", "--wait=false"]);
+    let refused = controller.try_claim(&namespace, "refused", &naming("dying"), PRESENT);
+    assert!(!refused.status.success(), "a key that is being deleted was taken");
+    assert!(stderr(&refused).contains("protected"), "{}", stderr(&refused));
+    let patch = json!({"metadata": {"finalizers": null}}).to_string();
+    cluster.kubectl(&["-n", &namespace, "patch", "secret", "dying", "--type=merge", "-p", &patch]);
+
     let mut foreign = naming("mine");
     foreign["annotations"]["storageos.com/encryption-secret-namespace"] = "kube-system".into();
     let refused = controller.try_claim(&namespace, "refused", &foreign, PRESENT);

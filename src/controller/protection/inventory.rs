@@ -1,6 +1,7 @@
 //! What there is: claims, the Secrets that they name, and the Roles by which Secrets are known; and
 //! from that, which Secret lacks its finalizer and which has one too many.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -51,6 +52,9 @@ pub struct Inventory {
     roles: Listing<SystemTime>,
     /// The Secret that each claim names, if it names one.
     claims: Listing<Option<String>>,
+    /// How many claims name each Secret that any names. There may be very many claims, and they are looked
+    /// through for no single change.
+    named: BTreeMap<Key, usize>,
     /// The Secrets whose Role went before their finalizer was taken away, as when all of a namespace is
     /// deleted at once. Nothing else tells of them any more.
     bereft: BTreeSet<Key>,
@@ -67,6 +71,7 @@ impl Inventory {
             orphan_grace,
             roles: Listing::default(),
             claims: Listing::default(),
+            named: BTreeMap::new(),
             bereft: BTreeSet::new(),
             open: BTreeSet::new(),
             done: BTreeMap::new(),
@@ -75,8 +80,8 @@ impl Inventory {
 
     /// Takes note of Roles, each with the time it was made.
     pub fn see_role(&mut self, seen: Seen<SystemTime>) {
-        for (key, _) in self.roles.see(seen) {
-            if self.roles.objects.contains_key(&key) {
+        for Difference { key, is, .. } in self.roles.see(seen) {
+            if is.is_some() {
                 self.bereft.remove(&key);
             } else {
                 self.bereft.insert(key.clone());
@@ -87,9 +92,21 @@ impl Inventory {
 
     /// Takes note of claims, each with the name of the Secret that it names.
     pub fn see_claim(&mut self, seen: Seen<Option<String>>) {
-        for (key, secrets) in self.claims.see(seen) {
-            let named = secrets.into_iter().flatten();
-            self.open.extend(named.map(|name| Key { namespace: key.namespace.clone(), name }));
+        for Difference { key, was, is } in self.claims.see(seen) {
+            let secret = |name| Key { namespace: key.namespace.clone(), name };
+            if let Some(secret) = is.flatten().map(secret) {
+                *self.named.entry(secret.clone()).or_default() += 1;
+                self.open.insert(secret);
+            }
+            if let Some(secret) = was.flatten().map(secret) {
+                if let Entry::Occupied(mut count) = self.named.entry(secret.clone()) {
+                    *count.get_mut() -= 1;
+                    if *count.get() == 0 {
+                        count.remove();
+                    }
+                }
+                self.open.insert(secret);
+            }
         }
     }
 
@@ -98,16 +115,10 @@ impl Inventory {
         if !(self.roles.is_whole && self.claims.is_whole) {
             return Vec::new();
         }
-        let named: BTreeSet<Key> = self
-            .claims
-            .objects
-            .iter()
-            .filter_map(|(claim, secret)| Some(Key { namespace: claim.namespace.clone(), name: secret.clone()? }))
-            .collect();
         let mut due = Vec::new();
         let mut later = BTreeSet::new();
         for secret in std::mem::take(&mut self.open) {
-            let protected = named.contains(&secret);
+            let protected = self.named.contains_key(&secret);
             let Some(&made) = self.roles.objects.get(&secret) else {
                 self.done.remove(&secret);
                 // While a claim names it, it stays as it is; the end of that claim opens it again.
@@ -156,9 +167,16 @@ impl<T> Default for Listing<T> {
     }
 }
 
+/// What an object was and what it is; nothing where it was or is not there.
+struct Difference<T> {
+    key: Key,
+    was: Option<T>,
+    is: Option<T>,
+}
+
 impl<T: Clone + PartialEq> Listing<T> {
-    /// Takes note, and returns what has changed: each object with what it was and what it is.
-    fn see(&mut self, seen: Seen<T>) -> Vec<(Key, Vec<T>)> {
+    /// Takes note, and returns what is different.
+    fn see(&mut self, seen: Seen<T>) -> Vec<Difference<T>> {
         match seen {
             Seen::ListBegins => {
                 self.listed.clear();
@@ -170,21 +188,24 @@ impl<T: Clone + PartialEq> Listing<T> {
             }
             Seen::ListEnds => {
                 self.is_whole = true;
-                let before = std::mem::replace(&mut self.objects, std::mem::take(&mut self.listed));
-                let gone = before.iter().filter(|(key, _)| !self.objects.contains_key(key));
-                let gone: Vec<_> = gone.map(|(key, was)| (key.clone(), vec![was.clone()])).collect();
-                let there = self.objects.iter().filter(|(key, is)| before.get(key) != Some(is));
-                let there =
-                    there.map(|(key, is)| (key.clone(), before.get(key).into_iter().chain([is]).cloned().collect()));
-                there.chain(gone).collect()
+                let mut before = std::mem::replace(&mut self.objects, std::mem::take(&mut self.listed));
+                let there = self.objects.iter().map(|(key, is)| Difference {
+                    key: key.clone(),
+                    was: before.remove(key),
+                    is: Some(is.clone()),
+                });
+                let mut differences: Vec<_> = there.filter(|difference| difference.was != difference.is).collect();
+                let gone = before.into_iter().map(|(key, was)| Difference { key, was: Some(was), is: None });
+                differences.extend(gone);
+                differences
             }
             Seen::There(key, value) => {
                 let was = self.objects.insert(key.clone(), value.clone());
-                vec![(key, was.into_iter().chain([value]).collect())]
+                vec![Difference { key, was, is: Some(value) }]
             }
             Seen::Gone(key) => {
                 let was = self.objects.remove(&key);
-                vec![(key, was.into_iter().collect())]
+                vec![Difference { key, was, is: None }]
             }
         }
     }
@@ -252,6 +273,18 @@ mod tests {
         inventory.see_claim(Seen::There(key("again"), named("a")));
         assert_eq!(settle(&mut inventory, at(1000)), [change("a", true)]);
         assert_eq!(settle(&mut inventory, at(2000)), []);
+    }
+
+    #[test]
+    fn a_claim_that_turns_to_another_secret_lets_the_first_go() {
+        let mut inventory = started(&[("disk", "a")], &["a", "b"]);
+        assert_eq!(settle(&mut inventory, at(1000)), [change("a", true), change("b", false)]);
+        for _ in 0..2 {
+            inventory.see_claim(Seen::There(key("disk"), named("b")));
+        }
+        assert_eq!(settle(&mut inventory, at(1000)), [change("a", false), change("b", true)]);
+        inventory.see_claim(Seen::There(key("disk"), None));
+        assert_eq!(settle(&mut inventory, at(1000)), [change("b", false)]);
     }
 
     #[test]

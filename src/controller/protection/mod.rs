@@ -69,6 +69,8 @@ pub async fn run(client: Client, orphan_grace: Duration) {
         for change in inventory.due(SystemTime::now()) {
             match apply(&client, &change).await {
                 Ok(()) => inventory.done(change),
+                // Gone, or being deleted already, when Kubernetes takes no new finalizer.
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => inventory.done(change),
                 // One Secret that cannot be changed does not keep the others back; a server that does not
                 // answer does.
                 Err(error) => {
@@ -83,22 +85,16 @@ pub async fn run(client: Client, orphan_grace: Duration) {
     }
 }
 
-/// Makes a change, or finds that its Secret is gone. Only metadata comes back.
+/// Makes a change. Only metadata comes back.
 pub(super) async fn apply(client: &Client, change: &Change) -> Result<(), kube::Error> {
     // Strategic merge patches add to the list and take from it, whatever else is in it.
     let list = if change.protected { "finalizers" } else { "$deleteFromPrimitiveList/finalizers" };
     let patch = Patch::Strategic(json!({ "metadata": { list: [PROTECTION_FINALIZER] } }));
     let secrets = Api::<Secret>::namespaced(client.clone(), &change.secret.namespace);
-    match secrets.patch_metadata(&change.secret.name, &PatchParams::default(), &patch).await {
-        Ok(_) => {
-            let what = if change.protected { "is protected" } else { "is no longer protected: no claim names it" };
-            log::info!("Secret {} {what}", change.secret);
-            Ok(())
-        }
-        // Gone, or being deleted already, when Kubernetes takes no new finalizer.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => Ok(()),
-        Err(error) => Err(error),
-    }
+    secrets.patch_metadata(&change.secret.name, &PatchParams::default(), &patch).await?;
+    let what = if change.protected { "is protected" } else { "is no longer protected: no claim names it" };
+    log::info!("Secret {} {what}", change.secret);
+    Ok(())
 }
 
 /// Watches the metadata of all objects of a kind, and begins again when the watch is lost.

@@ -36,7 +36,7 @@ pub enum ClusterError {
     },
     /// The claim has no annotation that names a Secret.
     #[error(
-        "claim {claim} has no annotation `{SECRET_NAME_ANNOTATION}`, so it was not made for an encrypted volume: name the Secret with kubernetes:NAMESPACE/NAME, or give --no-encryption"
+        "claim {claim} has no annotation `{SECRET_NAME_ANNOTATION}`, so it has no key: make it again while `sealblk controller` runs, or name the Secret with kubernetes:NAMESPACE/NAME"
     )]
     NotAnnotated {
         /// The claim.
