@@ -9,7 +9,13 @@ CARGO_FUZZ_VERSION := 0.13.1
 CARGO_FUZZ := $(CARGO_TARGET_DIR)/tools/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
 FUZZ_SECONDS ?= 60
 
-.PHONY: build demo test test-aarch64 fmt lint doc audit bench bench-volumes bench-without-vaes fuzz packages
+SEEDS ?= 10000
+FIRST_SEED ?= 1
+# Of the chaos.
+SECONDS ?= 600
+SEED ?= $(shell date +%s)
+
+.PHONY: build demo test test-aarch64 simulate mutations chaos fmt lint doc audit bench bench-replication bench-volumes bench-without-vaes fuzz packages
 
 build: packages
 	cargo build --release
@@ -20,6 +26,18 @@ demo: packages
 
 test: packages fmt lint doc
 	cargo test --no-fail-fast
+
+# Replication in worlds made of seeds: SEEDS of them from FIRST_SEED on; TRACE=1 prints the first.
+simulate: packages
+	SEEDS=$(SEEDS) FIRST_SEED=$(FIRST_SEED) cargo test --profile simulation --test simulation -- --nocapture any_seed_holds
+
+# Replication with real processes: CHAOS_SECONDS of everything that can happen, from SEED on. Needs root.
+chaos: packages
+	CHAOS_SECONDS=$(SECONDS) SEED=$(SEED) cargo test --test replication -- --nocapture --test-threads 1 disorder
+
+# Whether the simulator finds what it is for: each mutation breaks a promise on purpose, and must be caught.
+mutations: packages
+	integration/simulation/mutations/run
 
 # The cipher on the other architecture, under emulation: a Debian of its own is made once, in the
 # target folder (1.8 GB).
@@ -59,6 +77,10 @@ bench: packages
 	cargo bench --bench ceiling
 	cargo bench --bench instructions
 
+# Three copies beside the same without TLS, one copy, and QEMU's quorum over NBD with TLS, in the same run.
+bench-replication: packages
+	cargo bench --features bench-plaintext --bench replication
+
 # The cipher as on a CPU that has AES-NI and no VAES.
 bench-without-vaes: packages
 	cargo bench --locked --manifest-path benches/without-vaes/Cargo.toml --bench xts
@@ -67,12 +89,15 @@ bench-without-vaes: packages
 bench-volumes: packages
 	cargo bench --bench volumes
 
-# Request parsing over random guest memory, from the corpus on. What it finds stays in the target folder.
+# Each target over random input, from its corpus on. What it finds stays in the target folder.
 # The sanitizers are switches of nightly Rust; RUSTC_BOOTSTRAP lets a stable one have them.
 fuzz: packages $(CARGO_FUZZ)
-	mkdir -p $(CARGO_TARGET_DIR)/fuzz/corpus
-	RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz $(CARGO_FUZZ) run request \
-		$(CARGO_TARGET_DIR)/fuzz/corpus fuzz/corpus/request -- -max_total_time=$(FUZZ_SECONDS)
+	for target in request replication; do \
+		mkdir -p $(CARGO_TARGET_DIR)/fuzz/corpus/$$target && \
+		RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz $(CARGO_FUZZ) run $$target \
+			$(CARGO_TARGET_DIR)/fuzz/corpus/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) \
+			|| exit 1; \
+	done
 
 $(CARGO_FUZZ):
 	cargo install cargo-fuzz --version $(CARGO_FUZZ_VERSION) --locked --root $(dir $(@D))

@@ -388,7 +388,7 @@ fn wrong_usage_has_exit_status_2_and_one_line() {
     let cases: [(&str, &[&str]); 13] = [
         ("", &["subcommand", "volume"]),
         ("nonsense", &["nonsense"]),
-        ("volume create disk", &["--size", "--key", "--no-encryption"]),
+        ("volume create disk", &["--size"]),
         ("volume create disk --size 1M", &["--key", "--no-encryption"]),
         ("volume create disk --size 1M --key file:key --no-encryption", &["--key", "--no-encryption"]),
         ("volume create disk --size 1M --no-encryption --namespace-key file:key", &["--namespace-key"]),

@@ -13,16 +13,21 @@
 //! | 4 | [`device`] | virtio-blk itself: features, configuration space, request parsing, the queue worker |
 //! | 3 | [`volume`] | plaintext above, ciphertext below: encrypt, decrypt, holes, discard |
 //! | 3 | [`keys`] | where keys come from: files, the Secret format, the cluster |
-//! | 1 | [`store`] | one copy on one disk: superblock, data file, lock |
-//! | 0 | [`io`], [`crypto`], [`kubernetes`] | engines, ciphers and a client that know nothing of the rest |
+//! | 2 | [`replication`] | one volume on many nodes: views, writer, replica, resync |
+//! | 2 | [`coordination`] | the home of a view, which changes by compare-and-swap: a folder, a cluster |
+//! | 1 | [`store`] | one copy on one disk: superblock, data file, region table, lock |
+//! | 0 | [`io`], [`crypto`], [`tls`], [`kubernetes`] | engines, ciphers and clients that know nothing of the rest |
 
 pub mod cli;
 pub mod controller;
+pub mod coordination;
 pub mod crypto;
 pub mod device;
 pub mod io;
 pub mod keys;
 pub mod kubernetes;
+pub mod replication;
 pub mod store;
+pub mod tls;
 pub mod vhost;
 pub mod volume;

@@ -6,16 +6,14 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use super::fio::Fio;
-use super::harness::Outcome;
-use super::harness::machine;
+use super::harness::load::{self, Sample};
 use super::harness::scratch::{Program, Scratch, finish};
-use super::load::{self, Sample};
+use super::harness::workload::Workload;
+use super::harness::{Outcome, listening, machine};
 use super::setting::Setting;
-use super::workload::{WORKLOADS, Workload};
+use super::workload::WORKLOADS;
 
 /// One of those that are compared.
 #[derive(Clone, Debug)]
@@ -230,34 +228,8 @@ fn trial(running: &Running, size: u64) -> Outcome<f64> {
 
 /// Starts a program and waits until it listens.
 fn server(id: &str, command: Command, socket: PathBuf, folder: &Path, package: &str) -> Outcome<Running> {
-    let mut program = Program::start(id, command, folder, package)?;
-    let start = Instant::now();
-    while !is_listened_on(&socket)? {
-        if program.has_ended() {
-            return Err(program.told("it ended at once"));
-        }
-        if start.elapsed() > PATIENCE {
-            return Err(program.told("it does not listen"));
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
+    let program = listening::start(id, command, &socket, folder, package)?;
     Ok(Running::Server { program, socket })
-}
-
-/// Whether somebody listens on `socket`, found out without connecting: a connection that goes again
-/// is work for a back end. Sealblk's file is there when it listens, and the system knows that socket
-/// under its first name; others' appear a moment earlier.
-fn is_listened_on(socket: &Path) -> Outcome<bool> {
-    if !socket.exists() {
-        return Ok(false);
-    }
-    let sockets = fs::read_to_string("/proc/net/unix")?;
-    let path = socket.to_str().ok_or("a path that is not UTF-8")?;
-    // Num RefCount Protocol Flags Type St Inode Path, where a listening socket has this flag.
-    Ok(sockets
-        .lines()
-        .filter(|line| line.ends_with(path))
-        .all(|line| line.split_whitespace().nth(3) == Some("00010000")))
 }
 
 const SECRET: &str = "secret,id=s,data=benchmark";
@@ -267,5 +239,3 @@ const TRIALS: [&str; 3] = ["randread-32", "randwrite-32", "seqread-16"];
 const TRIAL_SECONDS: f64 = 0.4;
 const TRIES: usize = 5;
 const QUEUES: usize = 2;
-/// How long a program may take to start.
-const PATIENCE: Duration = Duration::from_secs(20);

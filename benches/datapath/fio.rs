@@ -11,9 +11,9 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::harness::Outcome;
+use super::harness::load::Sample;
 use super::harness::scratch::Program;
-use super::load::Sample;
-use super::workload::Workload;
+use super::harness::workload::Workload;
 
 /// `fio` with a full file.
 pub struct Fio {

@@ -14,7 +14,6 @@ mod backend;
 mod fio;
 #[path = "../harness/mod.rs"]
 mod harness;
-mod load;
 mod picture;
 mod report;
 mod setting;
@@ -22,8 +21,9 @@ mod workload;
 
 use backend::Backend;
 use harness::Outcome;
+use harness::load::Sample;
+use harness::rounds::order;
 use harness::scratch::{self, Scratch};
-use load::Sample;
 use report::Report;
 use setting::Setting;
 
@@ -64,15 +64,4 @@ fn measure(setting: &Setting, scratch: &Scratch, backends: &[Backend]) -> Outcom
         }
     }
     Ok(samples)
-}
-
-/// The order of a round: another begins each time, and nobody follows the same one twice in a row.
-fn order(count: usize, round: usize) -> impl Iterator<Item = usize> {
-    let steps: Vec<usize> = (1..=count).filter(|step| common_divisor(*step, count) == 1).collect();
-    let step = steps[round % steps.len()];
-    (0..count).map(move |turn| (turn * step + round) % count)
-}
-
-fn common_divisor(one: usize, other: usize) -> usize {
-    if other == 0 { one } else { common_divisor(other, one % other) }
 }

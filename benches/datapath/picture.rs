@@ -8,8 +8,8 @@
 use std::fmt::Write;
 
 use super::harness::statistics::Spread;
+use super::harness::workload::Workload;
 use super::report::{Report, in_unit, unit};
-use super::workload::Workload;
 
 /// As SVG.
 pub fn draw(reports: &[Report]) -> String {
@@ -120,7 +120,7 @@ impl Drawing {
     }
 }
 
-fn throughput(report: &Report, group: usize, samples: &[super::load::Sample]) -> Spread {
+fn throughput(report: &Report, group: usize, samples: &[super::harness::load::Sample]) -> Spread {
     Spread::of(samples.iter().map(|sample| in_unit(&report.workloads[group], sample.operations)))
 }
 

@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 
 use super::backend::{Backend, Kind};
 use super::harness::Outcome;
+use super::harness::load::Sample;
 use super::harness::machine;
 use super::harness::scratch::Scratch;
 use super::harness::setting;
 use super::harness::statistics::Spread;
-use super::load::Sample;
+use super::harness::workload::Workload;
 use super::picture;
 use super::setting::Setting;
-use super::workload::Workload;
 
 /// The results of one place.
 pub struct Report {

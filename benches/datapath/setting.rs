@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use super::backend::{self, Kind};
 use super::harness::Outcome;
 use super::harness::setting::{number, text};
-use super::workload::{WORKLOADS, Workload};
+use super::harness::workload::Workload;
+use super::workload::WORKLOADS;
 
 /// What to measure.
 pub struct Setting {

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::controller::{Certificate, Controller, SYSTEM, encrypted, start_process};
+use crate::controller::{Certificate, Controller, SYSTEM, claim, encrypted, start_process};
 use crate::https::{self, Pair};
-use crate::support::PATIENCE;
 use crate::support::cluster::Cluster;
+use crate::support::wait_until;
 
 /// Three renewals, seen from an API server that always has claims to ask about and from clients that
 /// trust what the configuration says and connect anew each time.
@@ -26,10 +26,11 @@ fn claims_are_admitted_while_two_replicas_renew_their_certificate() {
     let namespace = controller.namespace("renewal");
     let mut seen = HashSet::new();
     let mut most_trusted = 0;
-    let claims = while_claims_are_created(&controller, &namespace, || {
+    while_claims_are_created(controller.cluster, &namespace, |claims| {
         let deadline = Instant::now() + RENEWALS_PATIENCE;
-        while seen.len() < 4 {
-            assert!(Instant::now() < deadline, "{} certificates:\n{}", seen.len(), controller.log());
+        while seen.len() < 4 || claims.load(Ordering::Relaxed) < 20 {
+            let (shown, claims) = (seen.len(), claims.load(Ordering::Relaxed));
+            assert!(Instant::now() < deadline, "{shown} certificates, {claims} claims:\n{}", controller.log());
             for replica in controller.replicas() {
                 let bundle = trusted(&controller);
                 most_trusted = most_trusted.max(authorities(&bundle));
@@ -40,7 +41,6 @@ fn claims_are_admitted_while_two_replicas_renew_their_certificate() {
             }
         }
     });
-    assert!(claims > 20, "{claims} claims only");
     // What is no longer shown is no longer trusted: the one that is shown, and one before or after it.
     assert_eq!(most_trusted, 2);
 }
@@ -53,7 +53,7 @@ fn claims_are_admitted_while_files_with_the_certificate_are_replaced() {
     let controller = Controller::start_with(Cluster::shared(), 1, first.into(), &[]);
     let namespace = controller.namespace("files");
     let port = controller.replicas()[0].port;
-    while_claims_are_created(&controller, &namespace, || {
+    while_claims_are_created(controller.cluster, &namespace, |_| {
         for _ in 0..2 {
             let next = Pair::make(Duration::from_secs(3600));
             trusted.push(next.authority.clone());
@@ -63,7 +63,7 @@ fn claims_are_admitted_while_files_with_the_certificate_are_replaced() {
             thread::sleep(Duration::from_secs(3));
             assert!(https::certificate_trusted_by(port, next.authority.as_bytes()).is_err());
             fs::write(controller.folder().join("tls.key"), &next.key).expect("writing a key");
-            eventually("the new certificate is shown", || {
+            wait_until("the new certificate", || {
                 https::certificate_trusted_by(port, next.authority.as_bytes()).is_ok()
             });
         }
@@ -107,7 +107,7 @@ fn a_certificate_that_is_lost_or_damaged_is_made_anew() {
     ];
     for (number, damage) in damages.iter().enumerate() {
         damage();
-        eventually("the certificate is mended", || {
+        wait_until("a mended certificate", || {
             let name = format!("claim-{number}-{}", unused());
             controller.try_claim(&namespace, &name, &encrypted(), Some("")).status.success()
                 && controller
@@ -121,25 +121,23 @@ fn a_certificate_that_is_lost_or_damaged_is_made_anew() {
     assert!(!log.contains("PRIVATE") && !log.contains("forbid"), "{log}");
 }
 
-/// Creates claims one after another until `work` is done, and returns how many. Each has to succeed.
-pub fn while_claims_are_created(controller: &Controller<'_>, namespace: &str, work: impl FnOnce()) -> usize {
-    let done = AtomicBool::new(false);
+/// Creates claims one after another until `work`, which is told how many there are, is done. Each has to
+/// succeed.
+pub fn while_claims_are_created(cluster: &Cluster, namespace: &str, work: impl FnOnce(&AtomicUsize)) {
+    let (done, claims) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
-        let creation = scope.spawn(|| {
-            let mut count = 0;
+        scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                let output = controller.try_claim(namespace, &format!("claim-{count}"), &encrypted(), Some(""));
-                let reason = String::from_utf8_lossy(&output.stderr);
-                assert!(output.status.success(), "claim {count}: {reason}\n{}", controller.log());
-                count += 1;
+                let count = claims.load(Ordering::Relaxed);
+                let manifest = claim(namespace, &format!("claim-{count}"), &encrypted(), Some(""));
+                let output = cluster.try_with_manifest("create", &manifest.to_string());
+                assert!(output.status.success(), "claim {count}: {}", String::from_utf8_lossy(&output.stderr));
+                claims.fetch_add(1, Ordering::Relaxed);
             }
-            count
         });
-        let finished = Finished(&done);
-        work();
-        drop(finished);
-        creation.join().expect("the creation of claims")
-    })
+        let _finished = Finished(&done);
+        work(&claims);
+    });
 }
 
 /// Ends the creation of claims also when the work fails.
@@ -189,14 +187,6 @@ fn decoded(secret: &Value, field: &str) -> Vec<u8> {
 fn patch(controller: &Controller<'_>, secret: &str, patch: &Value) {
     let arguments = ["-n", SYSTEM, "patch", "secret", secret, "--type=merge", "-p", &patch.to_string()];
     controller.cluster.kubectl(&arguments);
-}
-
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "not so: {what}");
-        thread::sleep(Duration::from_millis(100));
-    }
 }
 
 /// A number that no other claim of the test has.

@@ -24,10 +24,10 @@ fn what_etcd_holds_is_an_envelope_that_only_the_service_opens() {
     let controller = Controller::start(&cluster, &[]);
     let namespace = controller.namespace("kms");
     let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for a volume");
-    let volume = |command: &[&str], further: &[&str]| {
+    let volume = |command: &[&str], patience: &str, further: &[&str]| {
         Command::new(SEALBLK)
             .args(command)
-            .args(["--key", &format!("pvc:{namespace}/disk"), "--key-timeout", "5s", "--kubeconfig"])
+            .args(["--key", &format!("pvc:{namespace}/disk"), "--key-timeout", patience, "--kubeconfig"])
             .arg(cluster.kubeconfig(SYSTEM, NODE_ACCOUNT))
             .arg(folder.path().join("volume"))
             .args(further)
@@ -45,11 +45,11 @@ fn what_etcd_holds_is_an_envelope_that_only_the_service_opens() {
     assert!(holds(&etcd, format!("k8s:enc:kms:{}:test:", version()).as_bytes()));
     assert_not_in(&etcd, &key);
     let opened = plugin.decryptions();
-    assert_success(&volume(&["volume", "create", "--size", "1M"], &[]));
+    assert_success(&volume(&["volume", "create", "--size", "1M"], "5s", &[]));
     assert!(plugin.decryptions() > opened, "the plugin was not asked to open the Secret");
 
     plugin.stop();
-    let refused = volume(&["volume", "export"], &["/dev/null"]);
+    let refused = volume(&["volume", "export"], "5s", &["/dev/null"]);
     let reason = stderr(&refused);
     assert_eq!(refused.status.code(), Some(1), "{reason}");
     assert!(reason.contains(plugin.socket()), "no word of the plugin: {reason}");
@@ -58,7 +58,8 @@ fn what_etcd_holds_is_an_envelope_that_only_the_service_opens() {
     assert!(stderr(&refused).contains(plugin.socket()), "no word of the plugin: {}", stderr(&refused));
 
     plugin.resume();
-    assert_success(&volume(&["volume", "export"], &["/dev/null"]));
+    // The API server waits longer and longer before it dials the plugin again, up to two minutes.
+    assert_success(&volume(&["volume", "export"], "150s", &["/dev/null"]));
     assert_success(&controller.try_claim(&namespace, "refused", &encrypted(), Some("")));
 }
 

@@ -18,12 +18,12 @@ use tempfile::TempDir;
 
 use super::proxy::{Gate, Proxy};
 use super::tenant::{Form, Tenant, altered, assert_success};
-use crate::support::PATIENCE;
 use crate::support::cluster::Cluster;
 use crate::support::guest::Guest;
 use crate::support::pattern::pattern;
 use crate::support::search::Traces;
 use crate::support::serving::Serving;
+use crate::support::{PATIENCE, wait_until};
 
 #[test]
 fn a_clear_key_is_in_protected_memory_while_attached_and_nowhere_else() {
@@ -205,13 +205,5 @@ impl Drop for Debugger {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} did not come");
-        thread::sleep(Duration::from_millis(5));
     }
 }

@@ -247,6 +247,12 @@ fn arguments_that_make_no_sense_are_usage_errors() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(stderr.contains(&arguments[0][..8]), "{arguments:?}: {stderr}");
     }
+    for copies_only in [["--peer-timeout", "5s"], ["--below-min", "error"], ["--node", "node-a"]] {
+        let output = command(&volume, &socket).args(copies_only).output().expect("running sealblk");
+        assert_eq!(output.status.code(), Some(2), "{copies_only:?}: {output:?}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("--view"), "{copies_only:?}: {stderr}");
+    }
     let mut serve = with_key(&volume, &socket, Some(&volume.key_path()));
     let output = serve.args(["--engine", "steam"]).output().expect("sealblk");
     assert_eq!(output.status.code(), Some(2), "{output:?}");

@@ -138,7 +138,7 @@ pub struct Guest {
     options: Options,
     requests_in_flight: usize,
     floor: u64,
-    _watchdog: Watchdog,
+    watchdog: Option<Watchdog>,
 }
 
 impl Guest {
@@ -183,10 +183,16 @@ impl Guest {
             options,
             requests_in_flight: 0,
             floor: super::memory::BASE,
-            _watchdog: watchdog,
+            watchdog: Some(watchdog),
         };
         guest.config = guest.read_config(options.config_offset);
         guest
+    }
+
+    /// Lets it be connected for longer than [`PATIENCE`]: for those who wait for no answer of the back end from now
+    /// on, or have time limits of their own.
+    pub fn stay(&mut self) {
+        self.watchdog = None;
     }
 
     /// Takes the features, shares memory and starts the queues: what happens when a guest's driver

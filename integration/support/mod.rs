@@ -28,8 +28,17 @@ pub mod served;
 pub mod serving;
 pub mod volume;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a test waits for something that must happen before it fails. Not a promise about
 /// speed: it only keeps a hang from being endless.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `condition` holds, and fails after [`PATIENCE`].
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,12 +1,23 @@
 //! What a command fails with, and the exit status that follows.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::controller::process::ControllerError;
+use crate::coordination::ViewStoreError;
+use crate::coordination::kubernetes::VolumeName;
+use crate::crypto::LockedError;
 use crate::crypto::benchmark::BenchmarkError;
 use crate::keys::{KeyError, Namespace, SourceError};
+use crate::replication::copy::CopyError;
+use crate::replication::creation::CreationError;
+use crate::replication::primary::PrimaryError;
+use crate::replication::server::ServerError;
+use crate::replication::writer::StopReason;
 use crate::store::StoreError;
+use crate::tls::FilesError;
+use crate::tls::bootstrap::BootstrapError;
 use crate::vhost::socket::SocketError;
 use crate::volume::VolumeError;
 use crate::volume::image::ImageError;
@@ -61,15 +72,99 @@ pub enum CliError {
         /// Why.
         source: io::Error,
     },
+    /// A copy of a replicated volume cannot be opened.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// The replica of this node does not give a copy up.
+    #[error("the replica of this node does not give the copy {} up: {source}", .dir.display())]
+    Release {
+        /// The copy's folder.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A replicated volume cannot be attached.
+    #[error(transparent)]
+    Primary(#[from] PrimaryError),
+    /// The writer of a replicated volume has stopped.
+    #[error("volume {} is served no more: {reason}", .dir.display())]
+    Stopped {
+        /// The copy's folder.
+        dir: PathBuf,
+        /// Why.
+        reason: StopReason,
+    },
+    /// A volume of a cluster cannot be read or made.
+    #[error(transparent)]
+    ClusterVolume(#[from] ViewStoreError),
+    /// What a cluster says that a volume is to be does not do.
+    #[error("volume {volume} of the cluster cannot be used: {what}")]
+    Spec {
+        /// The volume.
+        volume: VolumeName,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The volume is there already.
+    #[error("volume {volume} of the cluster has its copies already: `sealblk serve` attaches it")]
+    VolumeExists {
+        /// The volume.
+        volume: VolumeName,
+    },
+    /// The volume has no copies yet.
+    #[error(
+        "volume {volume} of the cluster has no copies yet: make them with `sealblk volume create --view kubernetes:{volume}`"
+    )]
+    NotMade {
+        /// The volume.
+        volume: VolumeName,
+    },
+    /// A replicated volume cannot be made.
+    #[error(transparent)]
+    Creation(#[from] CreationError),
+    /// The volume has one copy only.
+    #[error("volume {} is not replicated: `sealblk volume info` shows what it is", .dir.display())]
+    NotReplicated {
+        /// The volume's folder.
+        dir: PathBuf,
+    },
+    /// Nobody says how a volume stands.
+    #[error("cannot ask how volume {} stands: {source}: check that its process answers", .dir.display())]
+    Status {
+        /// The copy's folder.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No memory for what a volume's key gives.
+    #[error(transparent)]
+    Locked(#[from] LockedError),
     /// The socket cannot be listened on.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// A port cannot be listened on.
+    #[error("cannot listen on {address}: {source}: choose an address of this machine and a port that is free")]
+    Listen {
+        /// Address and port.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Copies cannot be served, or not any longer.
+    #[error(transparent)]
+    Replica(#[from] ServerError),
+    /// The node's certificate cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] FilesError),
     /// Signals cannot be handled.
     #[error("cannot handle signals: {0}: check the limit of open files")]
     Signals(#[source] io::Error),
     /// The controller cannot run.
     #[error(transparent)]
     Controller(#[from] ControllerError),
+    /// Certificates cannot be made.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
     /// Standard output is gone.
     #[error("cannot write to standard output: {0}: check where it goes")]
     Output(#[source] io::Error),
@@ -82,7 +177,10 @@ impl CliError {
     /// The exit status: 2 for what the command line alone makes impossible, 1 for all else.
     pub fn exit_status(&self) -> u8 {
         match self {
-            CliError::Usage(_) | CliError::Source(_) | CliError::Volume(VolumeError::Geometry(_)) => 2,
+            CliError::Usage(_)
+            | CliError::Source(_)
+            | CliError::Volume(VolumeError::Geometry(_))
+            | CliError::Bootstrap(BootstrapError::Name { .. }) => 2,
             _ => 1,
         }
     }

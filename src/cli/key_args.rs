@@ -12,14 +12,14 @@ use crate::crypto::xts::XtsKey;
 use crate::keys::{Cluster, Source, SourceError};
 use crate::kubernetes::Access;
 
-/// A volume's key: exactly one of `--key` and `--no-encryption`.
+/// A volume's key: one of `--key` and `--no-encryption`, unless the volume's description in a cluster says where it is.
 #[derive(Args)]
 pub struct KeyArgs {
     #[command(flatten)]
     choice: Choice,
     /// The namespace's key, for a Secret that holds the volume key only wrapped [default: for a Secret
     /// of a cluster, the key of its namespace]
-    #[arg(long, value_name = "SOURCE", requires = "key", conflicts_with = "no_encryption")]
+    #[arg(long, value_name = "SOURCE", conflicts_with = "no_encryption")]
     namespace_key: Option<String>,
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -28,7 +28,7 @@ pub struct KeyArgs {
 // The sources are kept as text until they are loaded, because the parser's errors would repeat them
 // and what was given by mistake may be the key itself.
 #[derive(Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct Choice {
     /// Where the volume's key is: kubernetes:NAMESPACE/NAME, a Secret of the cluster; pvc:NAMESPACE/NAME,
     /// the Secret of a claim; or file:PATH, a Secret manifest in YAML or JSON or 64 raw bytes
@@ -39,7 +39,7 @@ struct Choice {
     no_encryption: bool,
 }
 
-/// Which cluster keys are read from.
+/// Which cluster keys and volumes are read from.
 #[derive(Args)]
 pub struct ClusterArgs {
     /// Kubeconfig that says how to reach the cluster [default: in a pod its ServiceAccount, elsewhere what
@@ -71,13 +71,46 @@ impl KeyArgs {
     ///
     /// As above, and [`KeyError::Stopped`](crate::keys::KeyError::Stopped).
     pub fn load_unless(&self, stop: Option<BorrowedFd<'_>>) -> Result<Option<XtsKey>, CliError> {
-        let Some(key) = &self.choice.key else {
-            return Ok(None);
-        };
-        let source = Source::from_str(key)?;
+        match self.source()? {
+            Some(source) => self.load_from(&source, stop).map(Some),
+            None if self.choice.no_encryption => Ok(None),
+            None => Err(CliError::Usage("give --key SOURCE or --no-encryption".to_owned())),
+        }
+    }
+
+    /// The key from another source than `--key`.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    pub fn load_from(&self, source: &Source, stop: Option<BorrowedFd<'_>>) -> Result<XtsKey, CliError> {
         let namespace_key = self.namespace_key.as_deref().map(namespace_source).transpose()?;
-        let cluster = Cluster { stop, ..self.cluster.cluster() };
-        Ok(Some(source.load(namespace_key.as_ref(), &cluster)?))
+        let cluster = Cluster { stop, ..self.cluster() };
+        Ok(source.load(namespace_key.as_ref(), &cluster)?)
+    }
+
+    /// What `--key` names.
+    ///
+    /// # Errors
+    ///
+    /// [`CliError::Source`].
+    pub fn source(&self) -> Result<Option<Source>, CliError> {
+        Ok(self.choice.key.as_deref().map(Source::from_str).transpose()?)
+    }
+
+    /// Whether `--key` is given.
+    pub fn is_key(&self) -> bool {
+        self.choice.key.is_some()
+    }
+
+    /// Whether `--no-encryption` is given.
+    pub fn is_no_encryption(&self) -> bool {
+        self.choice.no_encryption
+    }
+
+    /// The cluster of keys and volumes.
+    pub fn cluster(&self) -> Cluster<'static> {
+        self.cluster.cluster()
     }
 }
 

@@ -10,8 +10,13 @@ mod error;
 mod key;
 mod key_args;
 mod output;
+mod replica;
 mod serve;
+mod signals;
 mod size;
+mod tls;
+mod tls_args;
+mod view_args;
 mod volume;
 
 use std::process::ExitCode;
@@ -21,6 +26,8 @@ use clap::{Parser, Subcommand};
 
 pub use error::CliError;
 pub use key_args::KeyArgs;
+use tls_args::TlsArgs;
+use view_args::ViewPlace;
 
 /// Encrypted disks for virtual machines, served over vhost-user.
 #[derive(Parser)]
@@ -40,8 +47,13 @@ enum Command {
     Volume(volume::VolumeCommand),
     /// Serve a volume to virtual machines over vhost-user
     Serve(serve::ServeArgs),
+    /// Keep copies of volumes for writers on other nodes
+    Replica(replica::ReplicaArgs),
     /// Make keys for a cluster's new claims, and guard them
     Controller(controller::ControllerArgs),
+    /// Make the certificates by which nodes know each other
+    #[command(subcommand, arg_required_else_help = false)]
+    Tls(tls::TlsCommand),
     /// Measure how fast this machine encrypts
     Benchmark(benchmark::BenchmarkArgs),
 }
@@ -76,7 +88,9 @@ fn protected() -> Result<(), CliError> {
             Command::Key(command) => key::run(command),
             Command::Volume(command) => volume::run(command),
             Command::Serve(args) => serve::run(&args),
+            Command::Replica(args) => replica::run(args),
             Command::Controller(args) => controller::run(args),
+            Command::Tls(command) => tls::run(command),
             Command::Benchmark(args) => benchmark::run(&args),
         },
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {

@@ -26,6 +26,16 @@ pub fn display(bytes: u64) -> String {
     format!("{bytes} bytes")
 }
 
+/// A size to be taken in at a glance: three digits and a unit.
+pub fn rounded(bytes: u64) -> String {
+    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+        if bytes >= 1 << shift {
+            return format!("{:.1} {unit}", bytes as f64 / (1u64 << shift) as f64);
+        }
+    }
+    format!("{bytes} bytes")
+}
+
 /// Why a text is no size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {

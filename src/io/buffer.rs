@@ -4,7 +4,7 @@
 //! reached its bound gives none out until one comes back, so that a guest with a long queue of
 //! large requests cannot make the process grow.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
 /// The alignment of every buffer, in bytes: enough for direct I/O on every block size in use.
@@ -42,8 +42,9 @@ impl Buffer {
 
     fn new(class: usize) -> Self {
         let layout = layout(class);
+        // Zeroed, so that it may be seen as a slice whatever was put into it.
         // SAFETY: the layout has a size above zero.
-        let memory = unsafe { alloc(layout) };
+        let memory = unsafe { alloc_zeroed(layout) };
         let base = NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout));
         Self { base, class }
     }
@@ -51,7 +52,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: the memory came from `alloc` with this layout and is freed once.
+        // SAFETY: the memory came from `alloc_zeroed` with this layout and is freed once.
         unsafe { dealloc(self.base.as_ptr(), layout(self.class)) };
     }
 }
@@ -88,8 +89,28 @@ impl BufferPool {
 
     /// Takes a buffer back.
     pub fn give(&mut self, buffer: Buffer) {
-        self.free[buffer.class].push(buffer);
+        if self.bytes_allocated > self.bytes_max {
+            self.bytes_allocated -= buffer.capacity();
+        } else {
+            self.free[buffer.class].push(buffer);
+        }
     }
+
+    /// Holds at most so many bytes from now on, at least one largest buffer, and frees idle buffers for that.
+    /// What is in use beyond the new bound stays until it is given back.
+    pub fn set_bytes_max(&mut self, bytes_max: usize) {
+        assert!(bytes_max >= BUFFER_BYTES_MAX);
+        self.bytes_max = bytes_max;
+        while self.bytes_allocated > bytes_max {
+            let Some(idle) = self.free.iter_mut().find_map(Vec::pop) else { return };
+            self.bytes_allocated -= idle.capacity();
+        }
+    }
+}
+
+/// The bytes that a buffer for `len` bytes takes, at most [`BUFFER_BYTES_MAX`].
+pub fn buffer_bytes(len: usize) -> usize {
+    CLASS_BYTES.into_iter().find(|&bytes| bytes >= len).unwrap_or(BUFFER_BYTES_MAX)
 }
 
 fn layout(class: usize) -> Layout {
@@ -124,5 +145,20 @@ mod tests {
         pool.give(large);
         assert!(pool.take(1).is_some());
         assert!(pool.take(BUFFER_BYTES_MAX + 1).is_none());
+    }
+
+    #[test]
+    fn a_lower_bound_holds_as_soon_as_buffers_come_back() {
+        let mut pool = BufferPool::new(2 * BUFFER_BYTES_MAX);
+        let [first, second] = [(); 2].map(|()| pool.take(BUFFER_BYTES_MAX).unwrap());
+        pool.give(first);
+        pool.set_bytes_max(BUFFER_BYTES_MAX);
+        assert!(pool.take(1).is_none(), "the one in use is all that there may be");
+        assert_eq!(pool.bytes_allocated, BUFFER_BYTES_MAX);
+        pool.give(second);
+        assert!(pool.take(BUFFER_BYTES_MAX).is_some());
+        assert!(pool.take(1).is_none());
+        pool.set_bytes_max(BUFFER_BYTES_MAX + 4096);
+        assert_eq!(pool.take(1).map(|buffer| buffer.capacity()), Some(buffer_bytes(1)));
     }
 }

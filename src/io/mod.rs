@@ -7,16 +7,18 @@
 //! Three engines do the same work: [`uring`] where the kernel allows `io_uring`; [`threads`], a pool
 //! of plain `preadv`/`pwritev`, where it does not (Kubernetes' default seccomp profile forbids it);
 //! and [`inline`] for files in memory, where nothing waits. [`mod@file`] decides between direct and
-//! buffered I/O; [`buffer`] keeps the aligned buffers.
+//! buffered I/O; [`buffer`] keeps the aligned buffers; [`holes`] finds what need not be stored.
 
 mod blocking;
 pub mod buffer;
 pub mod file;
+pub mod holes;
 pub mod inline;
 pub mod segments;
 pub mod sigbus;
 pub mod threads;
 pub mod uring;
+pub mod zeroing;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -141,7 +143,7 @@ pub trait Engine {
 pub const SEGMENTS_MAX: usize = 1024;
 
 /// The most descriptors that [`Engine::wait`] watches.
-pub const WAKERS_MAX: usize = 2;
+pub const WAKERS_MAX: usize = 3;
 
 /// Which engine to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,6 +236,16 @@ impl Engines {
             Source::Inline => Box::new(inline::InlineEngine::new(self.file.clone())),
             Source::Other(make) => make(depth)?,
         })
+    }
+
+    /// What they are; none for what others make.
+    pub fn kind(&self) -> Option<Kind> {
+        match self.source {
+            Source::Uring => Some(Kind::Uring),
+            Source::Threads(_) => Some(Kind::Threads),
+            Source::Inline => Some(Kind::Inline),
+            Source::Other(_) => None,
+        }
     }
 
     /// The file that the engines work on.

@@ -102,7 +102,7 @@ impl Patience {
 }
 
 /// At least half of `delay`, at most all of it.
-fn jittered(delay: Duration) -> Duration {
+pub fn jittered(delay: Duration) -> Duration {
     // Without random bytes all wait equally long, which is no reason not to wait.
     let random = getrandom::u32().unwrap_or(u32::MAX);
     delay.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))

@@ -4,7 +4,11 @@
 //! | --- | --- |
 //! | `volume.json` | the [`Superblock`]: identity, geometry, what proves a key right |
 //! | `data` | the sectors, sector *n* at offset *n* × sector size: a sparse file, or a symbolic link to a block device or to a file elsewhere |
-//! | `volume.json.new` | a superblock about to replace the other one; left over only by a crash |
+//! | `regions` | the [`RegionTable`] of a copy that is one of several |
+//! | `view.json` | the view that such a copy accepted last, which only rooms above can read |
+//! | `holder` | the [`Holder`]: which process has the lock |
+//! | `writer.sock` | a socket of the process that serves a copy that is one of several: how the volume stands |
+//! | `volume.json.new`, `regions.new`, `view.json.new` | a file about to replace the other one; left over only by a crash |
 //!
 //! Invariants: a folder with a `volume.json` is a whole volume, because that file is written last
 //! and replaced by a rename; and whoever holds a [`Store`] opened with [`Access::Exclusive`] is the
@@ -13,9 +17,15 @@
 //! This room sees only what lies on the disk. It knows that keys exist, from two values in the
 //! superblock, and never sees one.
 
+pub mod checksum;
 mod create;
 mod error;
+mod holder;
+mod owner_socket;
+mod regions;
+pub mod replace;
 mod superblock;
+mod view_record;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -26,7 +36,11 @@ use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 pub use error::StoreError;
+pub use holder::{Holder, HolderError};
+pub use owner_socket::{connect_to_owner, listen_as_owner};
+pub use regions::{RegionTable, RegionTableError};
 pub use superblock::{Cipher, Damage, FORMAT, GeometryError, SectorSize, Superblock, SuperblockError};
+pub use view_record::{VIEW_RECORD_BYTES_MAX, read_view_record, replace_view_record};
 
 /// What the opener of a [`Store`] will do with it, and so which lock it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

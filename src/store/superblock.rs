@@ -10,8 +10,9 @@
 //! be verified before the format version is known and with `head -n -2 volume.json | sha256sum`.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
+
+use super::checksum::{self, ChecksumError, hex};
 
 /// The format version this code reads and writes.
 pub const FORMAT: u32 = 1;
@@ -93,11 +94,7 @@ impl Superblock {
             key_check: self.key_check.as_ref().map(hex),
             writer_public_key: self.writer_public_key.as_ref().map(hex),
         };
-        let body = serde_json::to_string_pretty(&record).expect("a record of strings and numbers");
-        let body = body.strip_suffix("\n}").expect("pretty JSON ends this way");
-        let covered = format!("{body},\n");
-        let checksum = hex(&Sha256::digest(covered.as_bytes()).into());
-        format!("{covered}{CHECKSUM_HEAD}{checksum}{CHECKSUM_TAIL}").into_bytes()
+        checksum::render(&record)
     }
 
     /// Reads the content of `volume.json`.
@@ -107,7 +104,7 @@ impl Superblock {
     /// [`SuperblockError::Damaged`] for any byte that is not as written, and
     /// [`SuperblockError::UnknownFormat`] for an intact file of another format version.
     pub fn parse(content: &[u8]) -> Result<Superblock, SuperblockError> {
-        verify_checksum(content)?;
+        checksum::verify(content).map_err(Damage::from)?;
         let version: Version = serde_json::from_slice(content).map_err(|_| Damage::NotASuperblock)?;
         if version.format != FORMAT {
             return Err(SuperblockError::UnknownFormat { found: version.format });
@@ -227,6 +224,15 @@ pub enum Damage {
     NotCanonical,
 }
 
+impl From<ChecksumError> for Damage {
+    fn from(error: ChecksumError) -> Damage {
+        match error {
+            ChecksumError::Absent => Damage::NoChecksum,
+            ChecksumError::Mismatch => Damage::ChecksumMismatch,
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Record {
     format: u32,
@@ -288,17 +294,6 @@ fn check_geometry(size_bytes: u64, sector_size: SectorSize) -> Result<(), Geomet
     }
 }
 
-fn verify_checksum(content: &[u8]) -> Result<(), Damage> {
-    let body = content.strip_suffix(CHECKSUM_TAIL.as_bytes()).ok_or(Damage::NoChecksum)?;
-    let (rest, checksum) = body.split_last_chunk::<64>().ok_or(Damage::NoChecksum)?;
-    let covered = rest.strip_suffix(CHECKSUM_HEAD.as_bytes()).ok_or(Damage::NoChecksum)?;
-    if hex(&Sha256::digest(covered).into()).as_bytes() == checksum { Ok(()) } else { Err(Damage::ChecksumMismatch) }
-}
-
-fn hex(bytes: &[u8; 32]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn unhex(text: &str) -> Option<[u8; 32]> {
     let digits = text.as_bytes();
     if digits.len() != 64 {
@@ -313,11 +308,11 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-const CHECKSUM_HEAD: &str = "  \"checksum\": \"";
-const CHECKSUM_TAIL: &str = "\"\n}\n";
-
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::checksum::{CHECKSUM_HEAD, CHECKSUM_TAIL};
     use super::*;
 
     fn encrypted() -> Superblock {

@@ -8,22 +8,32 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Volume;
 use super::lane::Lane;
 use crate::crypto::xts::Xts;
 use crate::io::file::BlockFile;
-use crate::io::{Engines, Errno, Kind, ZeroMethod};
+use crate::io::zeroing::KnownZeroing;
+use crate::io::{Engines, Errno, Kind};
+use crate::replication::primary::Primary;
 
 /// A volume in service.
 pub struct Attachment {
     volume: Volume,
-    engines: Engines,
+    backing: Backing,
     read_only: bool,
-    zeroing: AtomicU8,
+    zeroing: KnownZeroing,
     flush_failed: AtomicBool,
     errors: AtomicU64,
+}
+
+/// Where the sectors are.
+enum Backing {
+    /// In one file.
+    File(Engines),
+    /// On every copy.
+    Copies(Primary),
 }
 
 impl Attachment {
@@ -36,11 +46,20 @@ impl Attachment {
     /// Puts `volume` in service over engines that may not store anything in its data file: what
     /// the rest costs can be measured so.
     pub fn with_engines(volume: Volume, engines: Engines, read_only: bool) -> Self {
+        Self::over(volume, Backing::File(engines), read_only)
+    }
+
+    /// Puts `volume` in service on all its copies.
+    pub fn replicated(volume: Volume, primary: Primary) -> Self {
+        Self::over(volume, Backing::Copies(primary), false)
+    }
+
+    fn over(volume: Volume, backing: Backing, read_only: bool) -> Self {
         Self {
             volume,
-            engines,
+            backing,
             read_only,
-            zeroing: AtomicU8::new(Zeroing::PunchHole as u8),
+            zeroing: KnownZeroing::default(),
             flush_failed: AtomicBool::new(false),
             errors: AtomicU64::new(0),
         }
@@ -56,15 +75,34 @@ impl Attachment {
         self.read_only
     }
 
-    /// The file that holds the sectors.
-    pub fn file(&self) -> &BlockFile {
-        self.engines.file()
+    /// The file that holds the sectors; none if they are on several copies.
+    pub fn file(&self) -> Option<&BlockFile> {
+        self.engines().map(|engines| &**engines.file())
+    }
+
+    /// What moves the sectors; none if they are on several copies.
+    pub fn engines(&self) -> Option<&Engines> {
+        match &self.backing {
+            Backing::File(engines) => Some(engines),
+            Backing::Copies(_) => None,
+        }
+    }
+
+    /// Ends in order. No lane may be left.
+    pub fn close(self) {
+        if let Backing::Copies(primary) = self.backing {
+            primary.close();
+        }
     }
 
     /// A lane for the calling thread, with at most `depth` requests in flight.
     pub fn lane(self: &Arc<Self>, depth: usize) -> io::Result<Lane> {
         // A request of several pieces has more than one operation in flight: leave room for them.
-        Ok(Lane::new(self.clone(), self.engines.engine(depth * 2)?))
+        let engine = match &self.backing {
+            Backing::File(engines) => engines.engine(depth * 2)?,
+            Backing::Copies(primary) => primary.engine(depth * 2)?,
+        };
+        Ok(Lane::new(self.clone(), engine))
     }
 
     /// Makes everything that was written durable. For the end of service, when no lane is left.
@@ -75,10 +113,13 @@ impl Attachment {
         if self.flush_failed() {
             return Err(io::Error::other("an earlier flush has failed"));
         }
-        // SAFETY: no memory is involved.
-        match unsafe { libc::fdatasync(self.file().as_raw_fd()) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+        match &self.backing {
+            // SAFETY: no memory is involved.
+            Backing::File(engines) => match unsafe { libc::fdatasync(engines.file().as_raw_fd()) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            },
+            Backing::Copies(primary) => primary.flush(),
         }
     }
 
@@ -90,13 +131,14 @@ impl Attachment {
         self.flush_failed.load(Ordering::Acquire)
     }
 
-    /// Notes that what was acknowledged may be lost.
+    /// Notes that what was acknowledged may be lost. Where there are several copies, the writer knows which of
+    /// them have lost something, and stops by itself if all have.
     pub(super) fn poison(&self, error: Errno) {
-        if !self.flush_failed.swap(true, Ordering::AcqRel) {
+        if self.file().is_some() && !self.flush_failed.swap(true, Ordering::AcqRel) {
             log::error!(
                 "{}: a flush failed ({error}): what was written since the last flush may be lost; every write and \
                  flush fails from now on. Check the disk, then detach and attach again",
-                self.file().path().display(),
+                self.volume.data_path().display(),
             );
         }
     }
@@ -105,47 +147,13 @@ impl Attachment {
     pub(super) fn report(&self, what: &str, offset: u64, error: Errno) {
         let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
-            let path = self.file().path().display();
+            let path = self.volume.data_path().display();
             log::error!("{path}: {what} at byte {offset} failed: {error} (failed requests so far: {count})");
         }
     }
 
-    pub(super) fn zeroing(&self) -> Zeroing {
-        match self.zeroing.load(Ordering::Relaxed) {
-            value if value == Zeroing::PunchHole as u8 => Zeroing::PunchHole,
-            value if value == Zeroing::ZeroRange as u8 => Zeroing::ZeroRange,
-            _ => Zeroing::Write,
-        }
-    }
-
-    /// Notes that the file system cannot do `method`; what to try instead.
-    pub(super) fn degrade_zeroing(&self, method: Zeroing) -> Zeroing {
-        let next = match method {
-            Zeroing::PunchHole => Zeroing::ZeroRange,
-            Zeroing::ZeroRange | Zeroing::Write => Zeroing::Write,
-        };
-        if self.zeroing.fetch_max(next as u8, Ordering::Relaxed) < next as u8 {
-            log::info!("{}: {method:?} is not supported here: using {next:?}", self.file().path().display());
-        }
-        next
-    }
-}
-
-/// How a range is made to read as zeros, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Zeroing {
-    PunchHole = 0,
-    ZeroRange = 1,
-    /// Zeros are written: on disk they mean zeros.
-    Write = 2,
-}
-
-impl Zeroing {
-    pub(super) fn method(self) -> Option<ZeroMethod> {
-        match self {
-            Self::PunchHole => Some(ZeroMethod::PunchHole),
-            Self::ZeroRange => Some(ZeroMethod::ZeroRange),
-            Self::Write => None,
-        }
+    /// How ranges of the file are zeroed.
+    pub(super) fn zeroing(&self) -> &KnownZeroing {
+        &self.zeroing
     }
 }

@@ -29,6 +29,12 @@ pub enum VolumeError {
         /// The volume's folder.
         dir: PathBuf,
     },
+    /// The folder holds one copy of several, and a write to it alone would make it unlike the others.
+    #[error("{} is one copy of a replicated volume: serve it with --view", .dir.display())]
+    Replicated {
+        /// The copy's folder.
+        dir: PathBuf,
+    },
     /// The key is of the right form and not the volume's.
     #[error(
         "the key is not the one that volume {} was made with: give the key of volume id {id}; nothing was written",

@@ -19,10 +19,11 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use super::attachment::{Attachment, Zeroing};
+use super::attachment::Attachment;
 use super::sectors;
 use crate::io::buffer::{BUFFER_BYTES_MAX, Buffer, BufferPool};
 use crate::io::segments::{Cursor, Segment, clear, total};
+use crate::io::zeroing::Zeroing;
 use crate::io::{Completion, Engine, Errno, Operation, SEGMENTS_MAX, sigbus};
 
 /// One queue's way to the volume.
@@ -265,7 +266,8 @@ impl Lane {
     /// Whether the kernel can move the bytes between the disk and guest memory as it lies.
     fn goes_in_place(&self, key: usize) -> bool {
         let request = &self.requests[key];
-        let file = self.attachment.file();
+        // What goes to several copies is read more than once, and must not change meanwhile.
+        let Some(file) = self.attachment.file() else { return false };
         let encrypted = self.attachment.cipher().is_some();
         if request.issued > 0 || request.segments.len() > SEGMENTS_MAX || encrypted && request.kind == Kind::Write {
             return false;
@@ -335,7 +337,7 @@ impl Lane {
     fn issue_zero(&mut self, key: usize) -> bool {
         loop {
             let Some(&extent) = self.requests[key].extents.front() else { return true };
-            match (self.attachment.zeroing(), self.requests[key].kind) {
+            match (self.attachment.zeroing().best(), self.requests[key].kind) {
                 // Nothing here can give space back; a discard is only a hint.
                 (Zeroing::Write, Kind::Discard) => {}
                 (Zeroing::Write, _) => {
@@ -379,7 +381,7 @@ impl Lane {
         self.requests[key].in_flight -= 1;
         let result = match (completion.result, &piece.action) {
             (Err(error), &Action::Zero { extent, zeroing }) if error.is_unsupported() => {
-                self.attachment.degrade_zeroing(zeroing);
+                self.attachment.zeroing().rule_out(zeroing, self.attachment.volume().data_path());
                 self.requests[key].extents.push_front(extent);
                 if self.issue_zero(key) {
                     self.finish_if_done(key);

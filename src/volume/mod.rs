@@ -10,26 +10,30 @@
 
 pub mod attachment;
 mod error;
-mod holes;
 pub mod image;
 pub mod lane;
 mod sectors;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use crate::crypto::xts::{Xts, XtsKey};
 use crate::crypto::{derive, self_test};
-use crate::store::{Access, Cipher, SectorSize, Store, StoreError, Superblock};
+use crate::replication::copy::OpenCopy;
+use crate::store::{Access, Cipher, SectorSize, Store, Superblock, read_view_record};
 
 pub use error::VolumeError;
 
 /// An open volume: locked, its key proven right, its cipher tested.
 pub struct Volume {
-    store: Store,
+    superblock: Superblock,
+    dir: PathBuf,
+    data_path: PathBuf,
     cipher: Option<Xts>,
+    /// The lock, unless somebody else holds it for the volume.
+    _store: Option<Store>,
 }
 
 /// What a new volume is to be.
@@ -52,22 +56,31 @@ impl Volume {
     /// [`VolumeError::Geometry`] for a size that no volume can have; [`VolumeError::Store`] when
     /// there is a volume already or the files cannot be made.
     pub fn create(dir: &Path, creation: Creation<'_>, key: Option<&XtsKey>) -> Result<Superblock, VolumeError> {
-        let Creation { size_bytes, sector_size, device } = creation;
+        let superblock = Self::plan(creation, key)?;
+        Store::create(dir, &superblock, creation.device)?;
+        Ok(superblock)
+    }
+
+    /// What a new volume would have on record, with an identity of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::Geometry`] for a size that no volume can have.
+    pub fn plan(creation: Creation<'_>, key: Option<&XtsKey>) -> Result<Superblock, VolumeError> {
+        let Creation { size_bytes, sector_size, .. } = creation;
         let id = Uuid::new_v4();
-        let superblock = match key {
+        Ok(match key {
             Some(key) => {
                 let key_check = derive::key_check(key, id);
                 let public_key = derive::writer_public_key(key, id);
                 Superblock::encrypted(id, size_bytes, sector_size, key_check, public_key)?
             }
             None => Superblock::plain(id, size_bytes, sector_size)?,
-        };
-        Store::create(dir, &superblock, device)?;
-        Ok(superblock)
+        })
     }
 
     /// Opens the volume in the folder `dir`, with its key if it is encrypted and without one if it is
-    /// not. Writes nothing.
+    /// not. Writes nothing. What is one copy of several can only be read so.
     ///
     /// # Errors
     ///
@@ -75,13 +88,35 @@ impl Volume {
     /// cipher does not work on this machine.
     pub fn open(dir: &Path, key: Option<&XtsKey>, access: Access) -> Result<Volume, VolumeError> {
         let store = Store::open(dir, access)?;
-        let cipher = match (store.superblock().cipher, key) {
-            (Cipher::Aes256Xts, Some(key)) => Some(proven_cipher(dir, store.superblock(), key)?),
-            (Cipher::None, None) => None,
-            (Cipher::Aes256Xts, None) => return Err(VolumeError::KeyNeeded { dir: dir.to_owned() }),
-            (Cipher::None, Some(_)) => return Err(VolumeError::NotEncrypted { dir: dir.to_owned() }),
-        };
-        Ok(Volume { store, cipher })
+        if read_view_record(dir)?.is_some() {
+            if access == Access::Exclusive {
+                return Err(VolumeError::Replicated { dir: dir.to_owned() });
+            }
+            log::warn!("{}: this is one copy of a replicated volume, and may lack what others have", dir.display());
+        }
+        Ok(Volume {
+            cipher: unlock(dir, store.superblock(), key)?,
+            superblock: store.superblock().clone(),
+            dir: dir.to_owned(),
+            data_path: store.data_path().to_owned(),
+            _store: Some(store),
+        })
+    }
+
+    /// The volume of which `copy` is one copy, and which holds the lock for it. The sectors are not in its data
+    /// file alone.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`open`](Self::open).
+    pub fn of_copy(copy: &OpenCopy, key: Option<&XtsKey>) -> Result<Volume, VolumeError> {
+        Ok(Volume {
+            cipher: unlock(copy.dir(), copy.superblock(), key)?,
+            superblock: copy.superblock().clone(),
+            dir: copy.dir().to_owned(),
+            data_path: copy.data_path().to_owned(),
+            _store: None,
+        })
     }
 
     /// The volume's identity.
@@ -106,27 +141,33 @@ impl Volume {
 
     /// The file, or link to a device, that holds the sectors.
     pub fn data_path(&self) -> &Path {
-        self.store.data_path()
+        &self.data_path
     }
 
     /// Identity and geometry as recorded.
     pub fn superblock(&self) -> &Superblock {
-        self.store.superblock()
+        &self.superblock
     }
 
-    /// Bytes of disk that the volume takes now.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Io`] when the file cannot be asked.
-    pub fn allocated_bytes(&self) -> Result<u64, StoreError> {
-        self.store.allocated_bytes()
+    /// The folder of the volume.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 }
 
 impl std::fmt::Debug for Volume {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Volume").field("store", &self.store).finish_non_exhaustive()
+        f.debug_struct("Volume").field("superblock", &self.superblock).field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// The cipher of a volume in the folder `dir`, if it is encrypted and the key is its key.
+fn unlock(dir: &Path, superblock: &Superblock, key: Option<&XtsKey>) -> Result<Option<Xts>, VolumeError> {
+    match (superblock.cipher, key) {
+        (Cipher::Aes256Xts, Some(key)) => proven_cipher(dir, superblock, key).map(Some),
+        (Cipher::None, None) => Ok(None),
+        (Cipher::Aes256Xts, None) => Err(VolumeError::KeyNeeded { dir: dir.to_owned() }),
+        (Cipher::None, Some(_)) => Err(VolumeError::NotEncrypted { dir: dir.to_owned() }),
     }
 }
 

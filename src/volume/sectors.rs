@@ -1,9 +1,9 @@
 //! Sealing and opening runs of data units in scattered memory.
 //!
-//! A data unit that is all zero on disk is a hole (see [`super::holes`]) and opens to zeros.
+//! A data unit that is all zero on disk is a hole (see [`crate::io::holes`]) and opens to zeros.
 
-use super::holes::is_zero_raw;
 use crate::crypto::xts::Xts;
+use crate::io::holes::is_zero_raw;
 use crate::io::segments::{Cursor, Segment};
 
 /// Seals the next `len` bytes of `segments` into `target`, in one pass over the source: each byte

@@ -115,6 +115,14 @@ impl Cluster {
         drop(program.expect("a running API server"));
     }
 
+    /// Sends the API server a signal, such as to stand still and to go on.
+    pub fn signal_api_server(&self, signal: rustix::process::Signal) {
+        let api_server = self.api_server.lock().expect("the API server's state");
+        let pid = api_server.as_ref().expect("a running API server").pid();
+        let pid = rustix::process::Pid::from_raw(pid as i32).expect("a process id");
+        rustix::process::kill_process(pid, signal).expect("a signal to it");
+    }
+
     /// Has the store stand still for a while, so that requests pile up in the API server.
     pub fn pause_store(&self, time: Duration) {
         let pid = i32::try_from(self.etcd.pid()).expect("a process id");

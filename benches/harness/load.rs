@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use blkio::{Blkio, Blkioq, Completion, ReqFlags};
 
-use super::harness::Outcome;
-use super::harness::random::Random;
+use super::Outcome;
+use super::random::Random;
 use super::workload::Workload;
 
 /// What one measurement gave.

@@ -1,8 +1,8 @@
-//! Holes: a data unit that is all zero on disk reads as zeros, without the cipher.
+//! Holes: runs of units that are all zero and need not be stored.
 //!
-//! Real ciphertext of a unit is all zero with a probability of 2^-4096 at best, so nothing records
-//! where the holes are and no record can go stale. Whole buffers are taken apart here into the runs
-//! that are holes and those that are not.
+//! Whole buffers are taken apart here into the runs that are holes and those that are not. Nothing
+//! records where the holes are, so no record can go stale: a unit that is all zero is one, also to those
+//! who seal what they store, as real ciphertext of a unit is all zero with a probability of 2^-4096 at best.
 
 use std::ops::Range;
 

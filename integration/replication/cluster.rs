@@ -1,0 +1,362 @@
+//! Nodes with certificates and replicas, and a volume that has a copy on each.
+//!
+//! Node 0 is `node-a`, node 1 is `node-b`, and so on. Each has a folder for its copies and listens in its own
+//! network; a writer may be started on any of them, over the copy there.
+
+use std::fs::{self, File, Permissions};
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
+use rustix::fs::FlockOperation;
+use rustix::process::Signal;
+use sealblk::replication::primary::status::{CopyState, Status};
+use sealblk::replication::region::{Regions, Row};
+use sealblk::store::RegionTable;
+use tempfile::TempDir;
+use uuid::Uuid;
+use x509_parser::pem::parse_x509_pem;
+
+use super::network::Network;
+use super::process::Process;
+use super::proxy::Proxy;
+use super::support::pattern::pattern;
+use super::support::volume::SEALBLK;
+
+/// What a cluster and its volume are like.
+pub struct Plan {
+    pub nodes: usize,
+    pub size_bytes: u64,
+    pub failure_mode: &'static str,
+    /// Whether nodes are given revocation lists.
+    pub revocation: bool,
+    /// Whether writers reach nodes through proxies.
+    pub proxies: bool,
+}
+
+/// The nodes, and the volume. What is dropped first is stopped first.
+pub struct Cluster {
+    replicas: Vec<Option<Process>>,
+    /// One for each node, if there are any.
+    proxies: Vec<Proxy>,
+    pub network: Arc<Network>,
+    volume: Uuid,
+    regions: Regions,
+    revocation: bool,
+    sockets: TempDir,
+    folder: TempDir,
+    writers: usize,
+}
+
+/// A `sealblk serve` on a node.
+pub struct Writer {
+    pub process: Process,
+    pub socket: PathBuf,
+}
+
+impl Plan {
+    /// Three nodes, of which two must be in sync.
+    pub const USUAL: Plan =
+        Plan { nodes: 3, size_bytes: 64 << 20, failure_mode: "soft", revocation: false, proxies: false };
+}
+
+impl Cluster {
+    /// With every replica running and a new volume.
+    pub fn start(plan: &Plan) -> Cluster {
+        let network = Arc::new(Network::new(plan.nodes));
+        let proxied = if plan.proxies { plan.nodes } else { 0 };
+        let proxies = (0..proxied).map(|node| Proxy::start(&network, node, PROXY_PORT, PORT)).collect();
+        let mut cluster = Cluster {
+            replicas: (0..plan.nodes).map(|_| None).collect(),
+            proxies,
+            network,
+            volume: Uuid::nil(),
+            regions: Regions::of(plan.size_bytes),
+            revocation: plan.revocation,
+            sockets: TempDir::new().expect("a folder for sockets, whose paths have to be short"),
+            folder: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the cluster"),
+            writers: 0,
+        };
+        fs::write(cluster.path("key"), pattern(KEY_SEED, 64)).expect("the key file");
+        fs::set_permissions(cluster.path("key"), Permissions::from_mode(0o600)).expect("the key file's mode");
+        fs::create_dir(cluster.path("views")).expect("a folder for views");
+        cluster.certify((0..plan.nodes).collect::<Vec<_>>().as_slice());
+        for node in 0..plan.nodes {
+            fs::create_dir(cluster.path(&name(node))).expect("a folder for copies");
+            cluster.revoke(node, &[]);
+            cluster.start_replica(node);
+        }
+        cluster.create_volume(plan);
+        cluster
+    }
+
+    /// Makes new certificates for nodes.
+    pub fn certify(&self, nodes: &[usize]) {
+        let mut command = self.command(0, "tls");
+        command.args(["bootstrap", "pki", "--renew"]);
+        for &node in nodes {
+            command.args(["--node", &format!("{},{}", name(node), self.network.address(node))]);
+        }
+        succeed(&mut command);
+    }
+
+    /// Tells a node which nodes' certificates are revoked: those that they have now.
+    pub fn revoke(&self, node: usize, revoked: &[usize]) {
+        let read = |file: &str| fs::read_to_string(self.path(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let key = KeyPair::from_pem(&read("pki/ca-key.pem")).expect("the authority's key");
+        let authority = Issuer::from_ca_cert_pem(&read("pki/ca.pem"), key).expect("the authority");
+        let now = SystemTime::now();
+        let revoked = revoked.iter().map(|&node| {
+            let (_, pem) = parse_x509_pem(read(&format!("pki/{}/cert.pem", name(node))).as_bytes()).expect("PEM");
+            let serial = pem.parse_x509().expect("a certificate").raw_serial().to_vec();
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&serial),
+                revocation_time: now.into(),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        });
+        let parameters = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + HOUR).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = parameters.signed_by(&authority).expect("a revocation list").pem().expect("PEM");
+        let (new, old) = (self.path("crl.new"), self.path(&format!("pki/{}/crl.pem", name(node))));
+        fs::write(&new, list).expect("writing a revocation list");
+        fs::rename(new, old).expect("putting it into its place");
+    }
+
+    /// A file or folder of the cluster.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The 64 bytes of the volume's key.
+    pub fn key(&self) -> Vec<u8> {
+        pattern(KEY_SEED, 64)
+    }
+
+    /// The folder of the copy on a node.
+    pub fn copy(&self, node: usize) -> PathBuf {
+        self.path(&name(node)).join(self.volume.to_string())
+    }
+
+    /// Starts a node's replica and waits until it listens.
+    pub fn start_replica(&mut self, node: usize) {
+        assert!(self.replicas[node].is_none(), "it runs already");
+        let mut command = self.command(node, "replica");
+        command.args(["--root", &name(node), "--listen", &self.listening(node)]);
+        self.identify(node, &mut command);
+        let mut process = Process::start(&format!("replica-{}", name(node)), self.folder.path(), &mut command);
+        process.await_line("listening on ");
+        self.replicas[node] = Some(process);
+    }
+
+    /// Kills a node's replica as `kill -9` does.
+    pub fn kill_replica(&mut self, node: usize) {
+        self.replicas[node].take().expect("it runs").kill();
+    }
+
+    /// What leads to a node.
+    pub fn proxy(&self, node: usize) -> &Proxy {
+        &self.proxies[node]
+    }
+
+    /// A running replica.
+    pub fn replica(&mut self, node: usize) -> &mut Process {
+        self.replicas[node].as_mut().expect("it runs")
+    }
+
+    /// Sends a node's replica a signal.
+    pub fn signal_replica(&self, node: usize, signal: Signal) {
+        self.replicas[node].as_ref().expect("it runs").signal(signal);
+    }
+
+    /// Starts a writer on a node and waits until a guest can connect.
+    pub fn serve(&mut self, node: usize, arguments: &[&str]) -> Writer {
+        let mut writer = self.begin_to_serve(node, arguments);
+        writer.await_socket();
+        writer
+    }
+
+    /// Starts a writer on a node.
+    pub fn begin_to_serve(&mut self, node: usize, arguments: &[&str]) -> Writer {
+        self.writers += 1;
+        let socket = self.sockets.path().join(format!("{}.sock", self.writers));
+        let mut command = self.command(node, "serve");
+        command.arg(self.copy(node)).arg("--socket").arg(&socket);
+        command.args(["--key", "file:key", "--view", "file:views", "--queues", "4"]);
+        command.args(["--peer-timeout", PEER_TIMEOUT]).args(arguments);
+        self.identify(node, &mut command);
+        let process = Process::start(&format!("writer-{}", name(node)), self.folder.path(), &mut command);
+        Writer { process, socket }
+    }
+
+    /// How the volume stands, as a node knows it.
+    pub fn status(&self, node: usize) -> Status {
+        let output = succeed(self.command(node, "volume").args(["status", "--json"]).arg(self.copy(node)));
+        serde_json::from_slice(&output.stdout).expect("a status in JSON")
+    }
+
+    /// Waits until the writer on a node says that something is so.
+    pub fn await_status(&self, node: usize, what: &str, patience: Duration, is_so: impl Fn(&Status) -> bool) -> Status {
+        let deadline = Instant::now() + patience;
+        loop {
+            let status = self.status(node);
+            if is_so(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "not within {patience:?}: {what}:\n{status:#?}");
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits until a member is out of the in-sync set.
+    pub fn await_behind(&self, node: usize, member: usize, patience: Duration) {
+        let what = format!("{} is behind", name(member));
+        self.await_status(node, &what, patience, |status| {
+            matches!(status.members[member].state, CopyState::Behind | CopyState::Resyncing)
+        });
+    }
+
+    /// Waits until every copy is in sync and known to be equal.
+    pub fn await_in_sync(&self, node: usize) {
+        self.await_status(node, "all are in sync", LONG, |status| {
+            status.members.iter().all(|member| member.state == CopyState::InSync && member.connected)
+        });
+    }
+
+    /// Keeps everybody from changing the view until the file is dropped.
+    pub fn lock_view(&self) -> File {
+        let file = File::open(self.path("views").join(format!("{}.lock", self.volume))).expect("the view's lock");
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).expect("the view's lock");
+        file
+    }
+
+    /// Waits until no copy has a region with an intent: all have flushed everything, and know of each other that
+    /// they have.
+    pub fn await_settled(&self, node: usize) {
+        self.await_status(node, "no region has an intent", LONG, |_| {
+            (0..self.replicas.len()).all(|node| self.replicas[node].is_none() || self.intents(node) == 0)
+        });
+    }
+
+    /// How many regions of a copy have an intent, as its table says.
+    fn intents(&self, node: usize) -> usize {
+        // A copy of the table: to open the table itself is for whoever has the volume.
+        let folder = TempDir::new().expect("a folder for a copy of the table");
+        fs::copy(self.copy(node).join("regions"), folder.path().join("regions")).expect("copying the table");
+        let (bytes, count) = (self.regions.region_bytes(), self.regions.count());
+        let table = RegionTable::open(folder.path(), self.volume, bytes, count).expect("the table");
+        table.rows().iter().filter(|&&bits| Row::from_bits(bits).intent).count()
+    }
+
+    /// Checks that every copy has the same bytes.
+    pub fn assert_equal(&self) {
+        for node in 1..self.replicas.len() {
+            if let Some(offset) = first_difference(&self.copy(0).join("data"), &self.copy(node).join("data")) {
+                panic!("the copies of node-a and {} differ at byte {offset}", name(node));
+            }
+        }
+    }
+
+    fn create_volume(&mut self, plan: &Plan) {
+        let mut command = self.command(0, "volume");
+        command.args(["create", "--size", &plan.size_bytes.to_string(), "--sector-size", "4096"]);
+        command.args(["--key", "file:key", "--view", "file:views", "--failure-mode", plan.failure_mode]);
+        command.args(["--lease", LEASE]);
+        for node in 0..plan.nodes {
+            command.args(["--member", &format!("{}={}", name(node), self.reached(node))]);
+        }
+        self.identify(0, &mut command);
+        let output = succeed(&mut command);
+        let text = String::from_utf8(output.stdout).expect("text");
+        self.volume = text.split_whitespace().find_map(|word| word.parse().ok()).expect("created volume ID on ...");
+    }
+
+    fn command(&self, node: usize, subcommand: &str) -> Command {
+        let mut command = Command::new(SEALBLK);
+        command.arg(subcommand).current_dir(self.folder.path());
+        self.network.enter(node, &mut command);
+        command
+    }
+
+    fn identify(&self, node: usize, command: &mut Command) {
+        let node = name(node);
+        for (argument, file) in [("cert", "cert"), ("key", "key"), ("ca", "ca")] {
+            command.arg(format!("--tls-{argument}")).arg(format!("pki/{node}/{file}.pem"));
+        }
+        if self.revocation {
+            command.arg("--tls-crl").arg(format!("pki/{node}/crl.pem"));
+        }
+    }
+
+    fn listening(&self, node: usize) -> String {
+        format!("{}:{PORT}", self.network.address(node))
+    }
+
+    /// Where others reach a node.
+    fn reached(&self, node: usize) -> String {
+        let port = if self.proxies.is_empty() { PORT } else { PROXY_PORT };
+        format!("{}:{port}", self.network.address(node))
+    }
+}
+
+impl Writer {
+    /// Waits until a guest can connect.
+    pub fn await_socket(&mut self) {
+        self.process.await_that("serves", LONG, |_| self.socket.exists());
+    }
+}
+
+/// The name of a node.
+pub fn name(node: usize) -> String {
+    format!("node-{}", char::from(b'a' + node as u8))
+}
+
+fn succeed(command: &mut Command) -> Output {
+    let output = command.output().expect("running sealblk");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn first_difference(one: &Path, other: &Path) -> Option<u64> {
+    let open = |path: &Path| File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (mut one, mut other) = (open(one), open(other));
+    assert_eq!(one.metadata().unwrap().len(), other.metadata().unwrap().len(), "the copies have different lengths");
+    let (mut mine, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut offset = 0;
+    loop {
+        let length = one.read(&mut mine).expect("reading a copy");
+        if length == 0 {
+            return None;
+        }
+        other.read_exact(&mut theirs[..length]).expect("reading a copy");
+        if let Some(at) = mine[..length].iter().zip(&theirs[..length]).position(|(mine, theirs)| mine != theirs) {
+            return Some(offset + at as u64);
+        }
+        offset += length as u64;
+    }
+}
+
+/// How long a copy may take to answer before the volume goes on without it.
+pub const PEER_TIMEOUT_TIME: Duration = Duration::from_secs(2);
+const PEER_TIMEOUT: &str = "2s";
+/// For how long a successor waits that cannot reach everybody.
+const LEASE: &str = "3s";
+/// For what takes a resync.
+pub const LONG: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const LOOK: Duration = Duration::from_millis(25);
+const PORT: u16 = 7420;
+const PROXY_PORT: u16 = 7421;
+const KEY_SEED: u64 = 0x005e_a1b1;

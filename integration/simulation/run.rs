@@ -1,0 +1,153 @@
+//! One seed from beginning to end: a scenario, faults for a while, then peace, and a look at everything.
+
+use sealblk::replication::view::FailureMode;
+use sealblk::replication::writer::{BelowMin, ResyncRate, Settings, Time};
+
+use crate::faults;
+use crate::random::Random;
+use crate::world::{Counts, Scenario, World};
+
+/// What came of a seed.
+pub struct Outcome {
+    pub error: Option<String>,
+    pub trace: Vec<String>,
+    pub simulated_us: u64,
+    pub counts: Counts,
+}
+
+/// Runs a seed.
+pub fn run(seed: u64, trace: bool) -> Outcome {
+    let mut world = World::new(seed, scenario(seed));
+    world.trace = trace.then(Vec::new);
+    world.note(|| format!("seed {seed}"));
+    let error = live(&mut world).err();
+    Outcome { error, trace: world.trace.take().unwrap_or_default(), simulated_us: world.now, counts: world.counts }
+}
+
+fn scenario(seed: u64) -> Scenario {
+    let mut random = Random::new(!seed);
+    let members = random.between(1, 4) as usize;
+    let others = random.below(2) as usize;
+    let restless = random.chance(20);
+    let away = restless || random.chance(25);
+    let link_us = *random.pick(&[50, 300, 5_000]);
+    Scenario {
+        members,
+        others: others.max(away.into()),
+        away,
+        restless,
+        sectors: random.between(24, 64) as usize,
+        region_sectors: *random.pick(&[4, 8, 16]),
+        lanes: random.between(1, 3) as u16,
+        failure_mode: *random.pick(&[
+            FailureMode::Hard,
+            FailureMode::Soft,
+            FailureMode::AlwaysOn,
+            FailureMode::AtLeast(2),
+        ]),
+        link_us,
+        uneven: random.chance(30),
+        troubled: *random.pick(&[0, 5, 30]),
+        disk_us: *random.pick(&[50, 1_000, 5_000]),
+        lease_ms: 3_000,
+        settings: Settings {
+            peer_timeout_us: 1_500_000,
+            ping_interval_us: 400_000,
+            below_min: *random.pick(&[BelowMin::Suspend, BelowMin::Suspend, BelowMin::Error]),
+            store_retry_us: 100_000,
+            settle_interval_us: *random.pick(&[100_000, 1_000_000]),
+            open_regions_max: *random.pick(&[3, 8, 100]),
+            retained_bytes_max: *random.pick(&[8_000, 100_000]),
+            copy_chunk_bytes: *random.pick(&[512, 1024, 2048]),
+            copies_in_flight_max: random.between(1, 4) as usize,
+            resync_rate: if seed.is_multiple_of(3) {
+                ResyncRate { min: 20_000, max: 200_000 }
+            } else {
+                ResyncRate::UNBOUNDED
+            },
+        },
+    }
+}
+
+fn live(world: &mut World) -> Result<(), String> {
+    let turmoil = world.random.between(5_000_000, 40_000_000);
+    world.begin_faults();
+    step(world, turmoil)?;
+    world.peace = true;
+    faults::end(world);
+    let end = world.now + 10_000_000;
+    step(world, end)?;
+    settle(world)?;
+    check_copies(world)?;
+    read_everything(world)
+}
+
+fn step(world: &mut World, end: u64) -> Result<(), String> {
+    if world.run_until(end) { Ok(()) } else { Err(world.error.clone().unwrap_or_default()) }
+}
+
+/// Guests fall silent, and everything that is under way must end.
+fn settle(world: &mut World) -> Result<(), String> {
+    let deadline = world.now + 120_000_000;
+    loop {
+        for process in world.processes.values_mut() {
+            process.guest.quiet = true;
+        }
+        let busy = world.processes.values().find_map(|process| {
+            let writer = &process.writer;
+            (process.guest.in_flight() > 0 || !writer.is_settled()).then(|| {
+                format!(
+                    "{} requests wait, view {:?}, {:?}",
+                    process.guest.in_flight(),
+                    writer.view(),
+                    writer.describe()
+                )
+            })
+        });
+        match busy {
+            None if !world.processes.is_empty() => return Ok(()),
+            // The last one has found out only now that it was replaced, by one that has ended.
+            None if world.now > deadline => return Err("nobody serves two minutes after the last fault".to_owned()),
+            None => step(world, world.now + 500_000)?,
+            Some(busy) if world.now > deadline => return Err(format!("two minutes after the last fault: {busy}")),
+            Some(_) => step(world, world.now + 500_000)?,
+        }
+    }
+}
+
+fn check_copies(world: &World) -> Result<(), String> {
+    let disks: Vec<_> = world.nodes.iter().filter_map(|node| node.disk.as_ref()).collect();
+    for (index, disk) in disks.iter().enumerate() {
+        if disk.contents() != disks[0].contents() {
+            return Err(format!(
+                "the copy of node {index} differs from that of node 0:\n{:?}\n{:?}",
+                disk.contents(),
+                disks[0].contents()
+            ));
+        }
+        if !disk.is_durable(0, world.scenario.sectors) {
+            return Err(format!("the copy of node {index} is settled and not durable"));
+        }
+        if disk.rows.iter().any(|row| row.intent) {
+            return Err(format!("the copy of node {index} is settled and has intents: {:?}", disk.rows));
+        }
+    }
+    Ok(())
+}
+
+fn read_everything(world: &mut World) -> Result<(), String> {
+    let Some(number) = world.processes.keys().next().copied() else { return Ok(()) };
+    let (sectors, lanes, now) = (world.scenario.sectors, world.scenario.lanes, world.now);
+    for sector in 0..sectors {
+        if let Some(process) = world.processes.get_mut(&number) {
+            let (lane, token, operation) = process.guest.read(sector, 1, lanes, now);
+            process.writer.submit(Time(now), lane, token, operation);
+        }
+    }
+    world.drive_writer(number);
+    step(world, now + 5_000_000)?;
+    match world.processes.get(&number) {
+        Some(process) if process.guest.in_flight() == 0 => Ok(()),
+        _ => Err("the last reads do not end".to_owned()),
+    }
+}

@@ -1,0 +1,357 @@
+//! Nodes, disks, connections and a clock, all from one seed.
+//!
+//! The writer and the replicas are the real ones; everything around them is here: messages that are late,
+//! held up by a cut or lost with their connection, disks that are slow, fail or lose their cache, processes
+//! that are killed, stopped or started twice, and a store of views that cannot always be reached.
+
+mod connections;
+mod copies;
+mod processes;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+
+use sealblk::replication::region::{RegionIndex, Regions, Row};
+use sealblk::replication::replica::ConnectionId;
+use sealblk::replication::view::{FailureMode, Incarnation, Member, MemberState, NodeName, View, ViewNumber};
+use sealblk::replication::writer::{Settings, Swapped};
+use uuid::Uuid;
+
+use crate::disk::{Disk, Value};
+use crate::faults::Sequel;
+use crate::history::History;
+use crate::random::Random;
+use crate::store::Store;
+use connections::{Connection, Message};
+use copies::Holder;
+use processes::Process;
+
+pub const SECTOR_BYTES: u64 = 512;
+
+/// What a seed decides once.
+#[derive(Debug)]
+pub struct Scenario {
+    pub members: usize,
+    /// Nodes that keep no copy, but may run the guest.
+    pub others: usize,
+    /// Whether the guest mostly runs on those.
+    pub away: bool,
+    /// Whether what goes wrong is mostly that all copies restart, and the writer lives.
+    pub restless: bool,
+    pub sectors: usize,
+    pub region_sectors: u64,
+    pub lanes: u16,
+    pub failure_mode: FailureMode,
+    pub link_us: u64,
+    /// Whether some connections are much slower than others, of one session too.
+    pub uneven: bool,
+    pub disk_us: u64,
+    /// In how many of a hundred changes of the view something else goes wrong at the same time.
+    pub troubled: u64,
+    pub lease_ms: u32,
+    pub settings: Settings,
+}
+
+pub struct World {
+    pub scenario: Scenario,
+    pub random: Random,
+    pub now: u64,
+    events: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    bodies: BTreeMap<usize, Event>,
+    next_event: usize,
+    pub nodes: Vec<Node>,
+    /// From one node to another nothing arrives.
+    pub cuts: BTreeSet<(usize, usize)>,
+    pub processes: BTreeMap<u64, Process>,
+    next_process: u64,
+    connections: BTreeMap<ConnectionId, Connection>,
+    next_connection: u64,
+    pub store: Store,
+    pub history: History,
+    pub next_value: Value,
+    /// When a copy last may have lost what it had not flushed.
+    pub lost_cache: Option<u64>,
+    /// When the guest began that is served now, or was last.
+    guest_began: u64,
+    /// When its writer attached.
+    guest_attached: u64,
+    /// The view in which it began.
+    guest_view: ViewNumber,
+    /// The process that serves it.
+    guest_process: u64,
+    /// Since then a view was stored that knows no copy in the life that the one before did.
+    renewed: bool,
+    /// When the last flush began that ended well.
+    pub flush_began: u64,
+    pub trace: Option<Vec<String>>,
+    pub error: Option<String>,
+    /// No more faults.
+    pub peace: bool,
+    pub counts: Counts,
+}
+
+/// What has happened, to see that anything has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub operations: u64,
+    pub views: u64,
+    pub attaches: u64,
+    pub replaced: u64,
+    pub power_losses: u64,
+    pub copied: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Counts) {
+        self.operations += other.operations;
+        self.views += other.views;
+        self.attaches += other.attaches;
+        self.replaced += other.replaced;
+        self.power_losses += other.power_losses;
+        self.copied += other.copied;
+    }
+
+    /// Whether each kind of thing has happened.
+    pub fn is_eventful(&self) -> bool {
+        [self.operations, self.views, self.attaches, self.replaced, self.power_losses, self.copied]
+            .iter()
+            .all(|&count| count > 0)
+    }
+}
+
+pub struct Node {
+    pub disk: Option<Disk>,
+    pub powered: bool,
+    /// The replica's process runs.
+    pub daemon: bool,
+    pub stalled_until: u64,
+    /// When its copy was last opened, in a new life.
+    opened: u64,
+    /// Who has the copy open.
+    holder: Option<Holder>,
+    holders: u64,
+}
+
+enum Event {
+    Arrive { connection: ConnectionId, to_writer: bool, message: Message },
+    DiskDone { node: usize, holder: u64, connection: ConnectionId, id: u64 },
+    Persisted { node: usize, holder: u64, rows: Vec<(RegionIndex, Row)>, view: Option<Box<View>> },
+    StoreAsked { process: u64, current: ViewNumber, next: Box<View>, answer: bool },
+    StoreAnswered { process: u64, result: Swapped },
+    Tick { process: u64 },
+    GuestActs { process: u64 },
+    StartDaemon { node: usize },
+    PowerOn { node: usize },
+    Attach { on: Option<usize> },
+    Heal,
+    Fault,
+    Follow(Sequel),
+}
+
+impl World {
+    pub fn new(seed: u64, scenario: Scenario) -> Self {
+        let mut random = Random::new(seed);
+        let name = |index: usize| format!("node-{index}").parse::<NodeName>().expect("a name");
+        let view = View {
+            volume: Uuid::from_u128(1),
+            number: ViewNumber(1),
+            writer: None,
+            members: (0..scenario.members)
+                .map(|index| Member {
+                    node: name(index),
+                    address: String::new(),
+                    state: MemberState::InSync(Incarnation(Uuid::nil())),
+                })
+                .collect(),
+            failure_mode: scenario.failure_mode,
+            lease_ms: scenario.lease_ms,
+        };
+        let regions = scenario.sectors.div_ceil(scenario.region_sectors as usize);
+        let nodes = (0..scenario.members + scenario.others).map(|index| Node {
+            disk: (index < scenario.members).then(|| Disk::new(scenario.sectors, regions)),
+            powered: true,
+            daemon: true,
+            stalled_until: 0,
+            opened: 0,
+            holder: None,
+            holders: 0,
+        });
+        let nodes = nodes.collect();
+        let history = History::new(scenario.sectors);
+        let _ = random.next();
+        let mut world = Self {
+            scenario,
+            random,
+            now: 0,
+            events: BinaryHeap::new(),
+            bodies: BTreeMap::new(),
+            next_event: 0,
+            nodes,
+            cuts: BTreeSet::new(),
+            processes: BTreeMap::new(),
+            next_process: 1,
+            connections: BTreeMap::new(),
+            next_connection: 1,
+            store: Store { view, unreachable_until: 0, cut_off: BTreeSet::new(), silent_until: 0 },
+            history,
+            next_value: 1,
+            lost_cache: None,
+            guest_began: 0,
+            guest_attached: 0,
+            guest_view: ViewNumber::NONE,
+            guest_process: 0,
+            renewed: false,
+            flush_began: 0,
+            trace: None,
+            error: None,
+            peace: false,
+            counts: Counts::default(),
+        };
+        world.attach_at(1000);
+        world
+    }
+
+    /// Runs until a time; false if something was wrong.
+    pub fn run_until(&mut self, end: u64) -> bool {
+        while let Some(&Reverse((time, _, key))) = self.events.peek() {
+            if time > end {
+                break;
+            }
+            self.events.pop();
+            self.now = time;
+            let event = self.bodies.remove(&key).expect("every event has a body");
+            self.handle(event);
+            if self.error.is_some() {
+                return false;
+            }
+        }
+        self.now = end;
+        true
+    }
+
+    pub fn begin_faults(&mut self) {
+        self.at(self.now + 500_000, Event::Fault);
+    }
+
+    pub fn start_daemon_at(&mut self, node: usize, time: u64) {
+        self.at(time, Event::StartDaemon { node });
+    }
+
+    pub fn power_on_at(&mut self, node: usize, time: u64) {
+        self.at(time, Event::PowerOn { node });
+    }
+
+    pub fn attach_at(&mut self, time: u64) {
+        self.at(time, Event::Attach { on: None });
+    }
+
+    /// A process on this node attaches.
+    pub fn attach_on_at(&mut self, node: usize, time: u64) {
+        self.at(time, Event::Attach { on: Some(node) });
+    }
+
+    pub fn heal_at(&mut self, time: u64) {
+        self.at(time, Event::Heal);
+    }
+
+    pub fn follow_at(&mut self, time: u64, sequel: Sequel) {
+        self.at(time, Event::Follow(sequel));
+    }
+
+    pub fn fault_at(&mut self, time: u64) {
+        self.at(time, Event::Fault);
+    }
+
+    fn at(&mut self, time: u64, event: Event) {
+        self.next_event += 1;
+        let key = self.next_event;
+        self.bodies.insert(key, event);
+        self.events.push(Reverse((time.max(self.now), key as u64, key)));
+    }
+
+    pub fn note(&mut self, text: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{:>10} {}", self.now, text()));
+        }
+    }
+
+    pub fn fail(&mut self, error: String) {
+        self.note(|| error.clone());
+        self.error.get_or_insert(format!("at {} µs: {error}", self.now));
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Arrive { connection, to_writer, message } => self.arrive(connection, to_writer, message),
+            Event::DiskDone { node, holder, connection, id } => self.disk_done(node, holder, connection, id),
+            Event::Persisted { node, holder, rows, view } => {
+                if self.holder(node, holder).is_some() {
+                    if let Some(disk) = &mut self.nodes[node].disk {
+                        disk.persist(&rows, view.as_deref());
+                    }
+                    for (region, _) in rows.iter().filter(|(_, row)| !row.intent) {
+                        self.check_region(*region);
+                    }
+                    if let Some(holder) = self.holder(node, holder) {
+                        holder.replica.persisted(true);
+                    }
+                    self.drive_holder(node);
+                }
+            }
+            Event::StoreAsked { process, current, next, answer } => self.store_asked(process, current, &next, answer),
+            Event::StoreAnswered { process, result } => {
+                self.with_writer(process, |writer, now| writer.swapped(now, result));
+            }
+            Event::Tick { process } => {
+                if self.processes.contains_key(&process) {
+                    self.with_writer(process, |writer, now| writer.tick(now));
+                    self.at(self.now + TICK_US, Event::Tick { process });
+                }
+            }
+            Event::GuestActs { process } => self.guest_acts(process),
+            Event::StartDaemon { node } => self.nodes[node].daemon = self.nodes[node].powered,
+            Event::PowerOn { node } => {
+                self.nodes[node].powered = true;
+                self.nodes[node].daemon = true;
+            }
+            Event::Attach { on } => self.attach(on),
+            Event::Heal => self.heal(),
+            Event::Fault | Event::Follow(_) if self.peace => {}
+            Event::Follow(sequel) => crate::faults::follow(self, sequel),
+            Event::Fault => crate::faults::strike(self),
+        }
+    }
+
+    /// Where copies in sync differ, or have something that a power loss might take, one of them has an intent: by
+    /// that the next writer knows.
+    fn check_region(&mut self, region: RegionIndex) {
+        let (first, end) = self.regions().range(region);
+        let (first, count) = ((first / SECTOR_BYTES) as usize, ((end - first) / SECTOR_BYTES) as usize);
+        let in_sync = self.store.view.in_sync().filter_map(|member| self.nodes[usize::from(member.0)].disk.as_ref());
+        let copies: Vec<&Disk> = in_sync.collect();
+        if copies.iter().any(|disk| disk.rows[region.0 as usize].intent) {
+            return;
+        }
+        let differ = copies.iter().any(|disk| disk.read(first, count) != copies[0].read(first, count));
+        let volatile = copies.iter().any(|disk| !disk.is_durable(first, count));
+        if differ || volatile {
+            let what = if differ { "differs among the copies in sync" } else { "is not durable" };
+            self.fail(format!("region {} {what}, and no row says so", region.0));
+        }
+    }
+
+    fn check_regions(&mut self) {
+        for region in 0..self.regions().count() {
+            self.check_region(RegionIndex(region));
+        }
+    }
+
+    fn regions(&self) -> Regions {
+        Regions::with_region_bytes(
+            self.scenario.sectors as u64 * SECTOR_BYTES,
+            self.scenario.region_sectors * SECTOR_BYTES,
+        )
+    }
+}
+
+const TICK_US: u64 = 50_000;

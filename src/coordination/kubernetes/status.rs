@@ -1,0 +1,211 @@
+//! What a volume of a cluster is: the `status` of a `Volume`, which has its view and, made from that, what
+//! people look for.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::replication::View;
+use crate::replication::view::{FailureMode, Incarnation, Member, MemberState, NodeName, ViewNumber, WriterId};
+
+/// The status.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The generation of the spec that was current when this was written.
+    pub observed_generation: Option<i64>,
+    /// How many copies are in sync, of how many: `2/3`.
+    pub in_sync: Option<String>,
+    /// The view; none before the volume's copies are made.
+    pub view: Option<StoredView>,
+    /// What holds of it.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+}
+
+/// A view, with nothing left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StoredView {
+    volume: Uuid,
+    number: ViewNumber,
+    #[serde(default)]
+    writer: Option<WriterId>,
+    members: Vec<StoredMember>,
+    failure_mode: FailureMode,
+    lease_milliseconds: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredMember {
+    node: NodeName,
+    address: String,
+    state: StoredState,
+    /// The life in which it is in sync.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    incarnation: Option<Incarnation>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum StoredState {
+    InSync,
+    Behind,
+}
+
+impl Status {
+    /// The status that says that `view` is current, after this one.
+    pub fn next(&self, view: &View, generation: Option<i64>, now: Timestamp) -> Status {
+        let count = view.in_sync().count();
+        let of = view.members.len();
+        let enough = count >= view.in_sync_min();
+        let behind = view.members.iter().filter(|member| member.state == MemberState::Behind);
+        let behind: Vec<&str> = behind.map(|member| member.node.as_str()).collect();
+        let ready = (
+            "Ready",
+            enough,
+            if enough { "EnoughCopies" } else { "TooFewCopies" },
+            format!("{count} of {of} copies are in sync, and a write needs {}", view.in_sync_min()),
+        );
+        let degraded = if behind.is_empty() {
+            ("Degraded", false, "AllCopiesInSync", "every copy is in sync".to_owned())
+        } else {
+            ("Degraded", true, "CopiesBehind", format!("not in sync: {}", behind.join(", ")))
+        };
+        let condition = |(type_, holds, reason, message): (&str, bool, &str, String)| {
+            let status = if holds { "True" } else { "False" };
+            let before = self.conditions.iter().find(|before| before.type_ == type_ && before.status == status);
+            Condition {
+                type_: type_.to_owned(),
+                status: status.to_owned(),
+                reason: reason.to_owned(),
+                message,
+                last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
+                observed_generation: generation,
+            }
+        };
+        Status {
+            observed_generation: generation,
+            in_sync: Some(format!("{count}/{of}")),
+            view: Some(StoredView::of(view)),
+            conditions: vec![condition(ready), condition(degraded)],
+        }
+    }
+}
+
+impl StoredView {
+    fn of(view: &View) -> StoredView {
+        let members = view.members.iter().map(|Member { node, address, state }| {
+            let (state, incarnation) = match *state {
+                MemberState::InSync(incarnation) => (StoredState::InSync, Some(incarnation)),
+                MemberState::Behind => (StoredState::Behind, None),
+            };
+            StoredMember { node: node.clone(), address: address.clone(), state, incarnation }
+        });
+        StoredView {
+            volume: view.volume,
+            number: view.number,
+            writer: view.writer.clone(),
+            members: members.collect(),
+            failure_mode: view.failure_mode,
+            lease_milliseconds: view.lease_ms,
+        }
+    }
+
+    /// The view; none if there can be no such view.
+    pub fn view(&self) -> Option<View> {
+        let member = |member: &StoredMember| {
+            let state = match (member.state, member.incarnation) {
+                (StoredState::InSync, Some(incarnation)) => MemberState::InSync(incarnation),
+                (StoredState::Behind, None) => MemberState::Behind,
+                _ => return None,
+            };
+            Some(Member { node: member.node.clone(), address: member.address.clone(), state })
+        };
+        let view = View {
+            volume: self.volume,
+            number: self.number,
+            writer: self.writer.clone(),
+            members: self.members.iter().map(member).collect::<Option<_>>()?,
+            failure_mode: self.failure_mode,
+            lease_ms: self.lease_milliseconds,
+        };
+        view.check().is_ok().then_some(view)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::super::tests::first_view;
+    use super::*;
+
+    const VOLUME: Uuid = Uuid::from_bytes([7; 16]);
+
+    #[test]
+    fn the_view_is_stored_without_loss_and_in_these_words() {
+        let view = first_view(VOLUME);
+        let stored = serde_json::to_value(StoredView::of(&view)).unwrap();
+        let expected = json!({
+            "volume": "07070707-0707-0707-0707-070707070707",
+            "number": 1,
+            "writer": null,
+            "members": [
+                {"node": "node-1", "address": "node-1.example:7000", "state": "InSync",
+                 "incarnation": "01010101-0101-0101-0101-010101010101"},
+                {"node": "node-2", "address": "node-2.example:7000", "state": "Behind"},
+            ],
+            "failureMode": "soft",
+            "leaseMilliseconds": 5000,
+        });
+        assert_eq!(stored, expected);
+        assert_eq!(serde_json::from_value::<StoredView>(stored).unwrap().view(), Some(view.clone()));
+        let writer = Some(WriterId { node: "node-1".parse().unwrap(), attachment: VOLUME });
+        let view = View { number: ViewNumber::MAX, writer, ..view };
+        let stored = serde_json::to_value(StoredView::of(&view)).unwrap();
+        assert_eq!(serde_json::from_value::<StoredView>(stored).unwrap().view(), Some(view));
+    }
+
+    #[test]
+    fn a_view_that_cannot_be_is_none() {
+        let stored = StoredView::of(&first_view(VOLUME));
+        let mut alive_and_behind = stored.clone();
+        alive_and_behind.members[1].incarnation = Some(Incarnation(VOLUME));
+        let mut lifeless = stored.clone();
+        lifeless.members[0].incarnation = None;
+        let twice = StoredView { members: vec![stored.members[0].clone(); 2], ..stored.clone() };
+        let unnumbered = StoredView { number: ViewNumber::NONE, ..stored };
+        for impossible in [alive_and_behind, lifeless, twice, unnumbered] {
+            assert_eq!(impossible.view(), None, "{impossible:?}");
+        }
+    }
+
+    #[test]
+    fn conditions_say_what_holds_and_since_when() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let states = |status: &Status| -> Vec<(String, String, i64)> {
+            let conditions = status.conditions.iter();
+            let parts = conditions.map(|c| (c.reason.clone(), c.status.clone(), c.last_transition_time.0.as_second()));
+            parts.collect()
+        };
+        let texts = |parts: [(&str, &str, i64); 2]| parts.map(|(r, s, t)| (r.to_owned(), s.to_owned(), t)).to_vec();
+
+        let degraded = first_view(VOLUME);
+        let status = Status::default().next(&degraded, Some(3), at(10));
+        assert_eq!(status.in_sync.as_deref(), Some("1/2"));
+        assert_eq!(states(&status), texts([("EnoughCopies", "True", 10), ("CopiesBehind", "True", 10)]));
+        assert!(status.conditions[1].message.contains("node-2"), "{status:?}");
+
+        let mut whole = degraded.clone();
+        whole.members[1].state = MemberState::InSync(Incarnation(VOLUME));
+        let status = status.next(&whole, Some(3), at(20));
+        assert_eq!(states(&status), texts([("EnoughCopies", "True", 10), ("AllCopiesInSync", "False", 20)]));
+
+        let hard = View { failure_mode: FailureMode::Hard, ..degraded };
+        let status = status.next(&hard, Some(4), at(30));
+        assert_eq!(states(&status), texts([("TooFewCopies", "False", 30), ("CopiesBehind", "True", 30)]));
+        assert_eq!(status.conditions[0].observed_generation, Some(4));
+    }
+}

@@ -1,0 +1,288 @@
+//! The writer at work: a volume's guest is served, and everything it writes is on every copy.
+//!
+//! [`Primary`] drives the [`Writer`] with real sockets, disks and clocks. Its work is divided into **lanes**. Each
+//! queue of the device has one, driven by the queue's own thread, so that a write goes from the guest's ring to the
+//! sockets and to the disk, and its answers back, without a word to another thread. One more is for control. The
+//! writer decides for all of them, behind one lock that is held while it decides and never while anything is
+//! moved.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `shared` | the writer behind its lock |
+//! | `mailbox` | what it wants of each lane |
+//! | `hands` | one lane: mail, replies, waiting |
+//! | `peer` | a lane's connection with a member on another node |
+//! | `local` | the copy in this process, as one of the members |
+//! | `memory` | the bytes that a lane has in its keeping |
+//! | `engine` | the requests of a queue, as an engine |
+//! | `control` | the lane for control, and the passing of time |
+//! | `calls` | making connections |
+//! | `trust` | the members' certificates, for as long as sessions last |
+//! | `views` | changing the stored view |
+//! | `report` | telling other processes of this machine |
+//! | `status` | how it stands, for people and programs |
+//!
+//! How it ends: [`Primary::close`] in order; or the writer stops, because another has taken its place or because
+//! something acknowledged may be lost. Then no request is answered any more, and the process has to end.
+
+mod calls;
+mod control;
+mod engine;
+mod error;
+mod hands;
+mod local;
+mod mailbox;
+mod memory;
+mod peer;
+mod report;
+mod shared;
+pub mod status;
+#[cfg(test)]
+mod tests;
+mod trust;
+mod views;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{channel, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::copy::OpenCopy;
+use super::region::Regions;
+use super::view::{MemberState, NodeName, WriterId};
+use super::writer::{self, Action, Lane, StopReason, Writer};
+use crate::coordination::ViewStore;
+use crate::crypto::derive::WriterKey;
+use crate::io::{Engine, Kind};
+use crate::tls::Reloading;
+use calls::Caller;
+use control::Control;
+use engine::ReplicatedEngine;
+pub use error::PrimaryError;
+use hands::Hands;
+use local::LocalCopy;
+use report::Reporter;
+pub use report::ask;
+use shared::Shared;
+use status::Status;
+
+/// A volume's writer at work.
+pub struct Primary {
+    shared: Arc<Shared>,
+    copy: Option<Arc<LocalCopy>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What a primary is made of.
+pub struct Setup {
+    /// The node that this process runs on.
+    pub node: NodeName,
+    /// The copy in this process, if it has one.
+    pub copy: Option<Arc<OpenCopy>>,
+    /// The engine that the copy is to be opened with again if it fails; none for what suits it.
+    pub engine: Option<Kind>,
+    /// The volume.
+    pub volume: Uuid,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Where its view is.
+    pub views: Box<dyn ViewStore>,
+    /// Who this node is, to others.
+    pub tls: Arc<Reloading>,
+    /// What shows that the volume's key is held; none for one without encryption.
+    pub signer: Option<WriterKey>,
+    /// The most queues that will be served at a time.
+    pub queues: u16,
+    /// How long it may take to make a connection.
+    pub opening_time: Duration,
+    /// What can be set of the writer.
+    pub settings: writer::Settings,
+}
+
+impl Primary {
+    /// Claims the volume and begins to gather its copies. The guest may be served when
+    /// [`wait_until_served`](Self::wait_until_served) says so.
+    ///
+    /// # Errors
+    ///
+    /// [`PrimaryError`] says why the volume cannot be claimed.
+    pub fn attach(setup: Setup) -> Result<Primary, PrimaryError> {
+        let Setup { node, copy, engine, volume, size_bytes, mut views, tls, signer, queues, .. } = setup;
+        let (opening_time, settings) = (setup.opening_time, setup.settings);
+        let view = views.load()?;
+        if view.volume != volume {
+            return Err(PrimaryError::OtherVolume { expected: volume, found: view.volume });
+        }
+        let index = view.member_on(&node);
+        let local = match (index, &copy) {
+            (Some(index), Some(_)) => Some(index),
+            (None, None) => None,
+            (Some(_), None) => return Err(PrimaryError::NoCopy { node }),
+            (None, Some(copy)) => return Err(PrimaryError::NotAMember { node, dir: copy.dir().to_owned() }),
+        };
+        let id = WriterId { node, attachment: Uuid::new_v4() };
+        let lanes = queues + 1;
+        let pieces_max = settings.copies_in_flight_max * 2;
+        let tick = Duration::from_micros(settings.ping_interval_us.min(settings.store_retry_us) / 8);
+        let tick = tick.clamp(TICK_MIN, TICK_MAX);
+        let began = Instant::now();
+        let writer = Writer::attach(id.clone(), local, Regions::of(size_bytes), settings, view, writer::Time(0))
+            .map_err(PrimaryError::Stopped)?;
+
+        let copy = copy.map(|copy| LocalCopy::new(copy, engine, lanes)).transpose()?.map(Arc::new);
+        let (swaps, to_swap) = channel();
+        let (calls, to_call) = channel();
+        let shared = Arc::new(Shared::new(began, writer, local, usize::from(lanes), swaps, calls)?);
+        let caller = Arc::new(Caller::new(volume, id.clone(), tls.clone(), signer, opening_time));
+        let mut primary = Primary { shared: shared.clone(), copy: copy.clone(), threads: Vec::new() };
+        if let Some(copy) = &copy {
+            let reporter = Reporter::listen(copy.dir())?;
+            let theirs = shared.clone();
+            primary.spawn("report", move || reporter.run(&theirs))?;
+        }
+        let theirs = shared.clone();
+        primary.spawn("view-store", move || views::run(&theirs, &mut *views, &to_swap))?;
+        let theirs = shared.clone();
+        primary.spawn("callers", move || caller.run(&theirs, &to_call))?;
+        let (ready, begun) = sync_channel(1);
+        primary.spawn("control", move || {
+            // What moves bytes belongs to the thread that makes it.
+            let hands = Hands::new(shared.clone(), copy.clone(), Lane::CONTROL, DEPTH, pieces_max);
+            match hands.and_then(|hands| Control::new(shared, hands, copy, id, tls, tick)) {
+                Ok(control) => {
+                    let _ = ready.send(Ok(()));
+                    control.run();
+                }
+                Err(error) => _ = ready.send(Err(error)),
+            }
+        })?;
+        begun.recv().unwrap_or_else(|_| Err(io::Error::other("the lane for control has ended")))?;
+        Ok(primary)
+    }
+
+    /// Waits, at most for `time`, until the guest can be served; whether it can be.
+    ///
+    /// # Errors
+    ///
+    /// Why the writer has stopped.
+    pub fn wait_until_served(&self, time: Duration) -> Result<bool, StopReason> {
+        self.shared.wait(time, |state| state.is_served())
+    }
+
+    /// Calls `then` if the writer stops, from another thread: nothing that the guest asked for will be answered.
+    ///
+    /// # Errors
+    ///
+    /// When there is no thread to be had.
+    pub fn when_stopped(&mut self, then: impl FnOnce(StopReason) + Send + 'static) -> io::Result<()> {
+        let shared = self.shared.clone();
+        self.spawn("watch", move || {
+            while !shared.is_closing() {
+                if let Err(reason) = shared.wait(WATCH_TIME, |_| shared.is_closing()) {
+                    return then(reason);
+                }
+            }
+        })
+    }
+
+    /// The engine of a queue, for at most `depth` operations at once; the calling thread's.
+    ///
+    /// # Errors
+    ///
+    /// When there are as many as there may be, or no descriptors left.
+    pub fn engine(&self, depth: usize) -> io::Result<Box<dyn Engine>> {
+        let Some(lane) = self.shared.occupy() else {
+            return Err(io::Error::other("every lane is in use: there are more queues than were announced"));
+        };
+        match Hands::new(self.shared.clone(), self.copy.clone(), lane, depth, 0) {
+            Ok(hands) => Ok(Box::new(ReplicatedEngine::new(self.shared.clone(), hands))),
+            Err(error) => {
+                self.shared.vacate(lane);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes everything that was acknowledged durable on every copy in sync.
+    ///
+    /// # Errors
+    ///
+    /// Why that cannot be said.
+    pub fn flush(&self) -> io::Result<()> {
+        self.shared.flush(FLUSH_TIME_MAX).map_err(|errno| match errno {
+            libc::ETIMEDOUT => io::Error::new(io::ErrorKind::TimedOut, "the copies in sync took too long to flush"),
+            libc::ESHUTDOWN => io::Error::other("the writer has stopped"),
+            errno => io::Error::from_raw_os_error(errno),
+        })
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> Status {
+        self.shared.look(|state| Status::of(&state.writer))
+    }
+
+    /// Ends in order: waits a little for what is under way between the copies, closes every connection, and syncs
+    /// and closes the copy in this process. No queue may be served any more.
+    pub fn close(mut self) {
+        // A volume whose copies are known to be equal is attached sooner.
+        let _ = self.shared.wait(SETTLE_TIME_MAX, |state| state.writer.is_settled());
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.shared.close();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("a thread of the writer has panicked");
+            }
+        }
+        if let Some(copy) = &self.copy {
+            copy.close();
+        }
+    }
+
+    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        self.threads.push(thread::Builder::new().name(name.to_owned()).spawn(work)?);
+        Ok(())
+    }
+}
+
+impl Drop for Primary {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Says in the log what people want to know of.
+fn log_events(writer: &Writer, action: &Action) {
+    let node = |member: super::view::MemberIndex| &writer.view().members[usize::from(member.0)].node;
+    match action {
+        Action::Serve => {
+            log::info!("volume {}: this node is its writer, in view {}", writer.view().volume, writer.view().number)
+        }
+        Action::Adopted(view) => {
+            let state = |state| match state {
+                MemberState::InSync(_) => "in sync",
+                MemberState::Behind => "behind",
+            };
+            let members: Vec<String> =
+                view.members.iter().map(|member| format!("{} {}", member.node, state(member.state))).collect();
+            log::info!("view {}: {}", view.number, members.join(", "));
+        }
+        Action::Lost(member, loss) => log::warn!("node {} leaves the in-sync set: {loss}", node(*member)),
+        Action::Stop(reason) => log::error!("the writer stops: {reason}"),
+        _ => {}
+    }
+}
+
+/// Operations of the disk at once, for the lane for control.
+const DEPTH: usize = 64;
+const FLUSH_TIME_MAX: Duration = Duration::from_secs(30);
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(3);
+/// How long a thread waits at most that would also be woken.
+const WATCH_TIME: Duration = Duration::from_secs(60);
+const TICK_MIN: Duration = Duration::from_millis(5);
+const TICK_MAX: Duration = Duration::from_millis(250);

@@ -1,0 +1,329 @@
+//! Which copies of this node are open, and for how many connections.
+//!
+//! A copy is opened for the first connection that asks for it, and closed when nobody has used it for a
+//! while, when it has failed, or when it is asked for by whoever is to serve it directly. Opening and
+//! closing are done by one thread at a time for each copy, outside the lock of this list; others wait.
+//!
+//! Invariant: a connection is counted for as long as it holds anything of the copy, so a copy without
+//! connections can be synced and its lock given up.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::denied::Denied;
+use super::fence;
+use super::served::Served;
+use crate::io::Kind;
+use crate::replication::copy::{CopyError, OpenCopy};
+use crate::replication::replica::Refusal;
+use crate::replication::view::ViewNumber;
+use crate::store::{Access, Holder, RegionTable, Store, StoreError};
+
+/// The copies below one folder.
+pub struct Copies {
+    root: PathBuf,
+    engine: Option<Kind>,
+    list: Mutex<List>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct List {
+    volumes: BTreeMap<Uuid, Slot>,
+    connections: usize,
+    stopping: bool,
+}
+
+enum Slot {
+    /// A thread is opening or closing it.
+    Busy,
+    Open {
+        served: Arc<Served>,
+        connections: usize,
+        closing: bool,
+        idle_since: Instant,
+    },
+    /// It was given up for somebody who is about to take it.
+    Released {
+        until: Instant,
+    },
+}
+
+/// What a writer that may have a copy has shown of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    /// Whose copy.
+    pub volume: Uuid,
+    /// In which view it writes.
+    pub view: ViewNumber,
+    /// That it has the volume's key. Without that no process is ended for it.
+    pub has_key: bool,
+}
+
+/// The right of one connection to a copy.
+pub struct Lease {
+    copies: Arc<Copies>,
+    volume: Uuid,
+    served: Option<Arc<Served>>,
+}
+
+impl Lease {
+    /// The copy.
+    pub fn served(&self) -> &Arc<Served> {
+        self.served.as_ref().expect("a lease has it until it is dropped")
+    }
+}
+
+impl Copies {
+    /// The copies in folders below `root` that are named for their volumes.
+    pub fn new(root: PathBuf, engine: Option<Kind>) -> Copies {
+        Copies { root, engine, list: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Where the copies are.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of a volume's copy.
+    pub fn dir(&self, volume: Uuid) -> PathBuf {
+        self.root.join(volume.hyphenated().to_string())
+    }
+
+    /// Lets a connection in that has shown what it must, and opens the copy if it is closed. A process of this
+    /// node that holds it is ended if the view is above the one that the copy has accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`Denied`]; [`Denied::Busy`] also when `deadline` comes first.
+    pub fn enter(self: &Arc<Self>, claim: Claim, deadline: Instant) -> Result<Lease, Denied> {
+        let Claim { volume, view, .. } = claim;
+        let mut list = self.lock();
+        loop {
+            if list.stopping || list.connections >= CONNECTIONS_MAX {
+                return Err(Denied::Busy);
+            }
+            match list.volumes.get_mut(&volume) {
+                Some(Slot::Open { served, connections, closing: false, .. })
+                    if !served.copy().replica().has_failed() =>
+                {
+                    if *connections >= CONNECTIONS_PER_VOLUME_MAX {
+                        return Err(Denied::Busy);
+                    }
+                    *connections += 1;
+                    let served = Some(served.clone());
+                    list.connections += 1;
+                    return Ok(Lease { copies: self.clone(), volume, served });
+                }
+                Some(Slot::Busy | Slot::Open { .. }) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(Denied::Busy);
+                    }
+                    list = self.wait(list, left);
+                }
+                Some(Slot::Released { until }) if Instant::now() < *until => {
+                    let accepted = peek_accepted(&self.dir(volume), volume)?;
+                    if view <= accepted {
+                        return Err(held(view, accepted, None));
+                    }
+                    list.volumes.remove(&volume);
+                }
+                Some(Slot::Released { .. }) | None => {
+                    list.volumes.insert(volume, Slot::Busy);
+                    drop(list);
+                    let opened = self.open(claim);
+                    list = self.lock();
+                    list.volumes.remove(&volume);
+                    self.changed.notify_all();
+                    let served = Arc::new(Served::new(opened?));
+                    let slot = Slot::Open { served, connections: 0, closing: false, idle_since: Instant::now() };
+                    list.volumes.insert(volume, slot);
+                }
+            }
+        }
+    }
+
+    /// Closes a copy in order, so that whoever asks can take it. Its connections finish what is in flight.
+    ///
+    /// # Errors
+    ///
+    /// [`Denied::Busy`] when that is not done by the deadline.
+    pub fn release(&self, volume: Uuid, deadline: Instant) -> Result<(), Denied> {
+        let mut list = self.lock();
+        loop {
+            match list.volumes.get_mut(&volume) {
+                None | Some(Slot::Released { .. }) => {
+                    let until = Instant::now() + RELEASED;
+                    list.volumes.insert(volume, Slot::Released { until });
+                    return Ok(());
+                }
+                Some(Slot::Open { connections: 0, .. }) => {
+                    list = self.shut(list, volume);
+                    continue;
+                }
+                Some(Slot::Open { served, closing: closing @ false, .. }) => {
+                    *closing = true;
+                    served.close();
+                }
+                Some(Slot::Busy | Slot::Open { .. }) => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Denied::Busy);
+            }
+            list = self.wait(list, left);
+        }
+    }
+
+    /// Closes copies that nobody has used for a while.
+    pub fn close_idle(&self, now: Instant) {
+        let mut list = self.lock();
+        let idle = |slot: &Slot| match slot {
+            Slot::Open { connections: 0, idle_since, .. } => now.saturating_duration_since(*idle_since) >= IDLE,
+            _ => false,
+        };
+        while let Some(volume) = list.volumes.iter().find(|(_, slot)| idle(slot)).map(|(volume, _)| *volume) {
+            list = self.shut(list, volume);
+        }
+        list.volumes.retain(|_, slot| !matches!(slot, Slot::Released { until } if *until <= now));
+    }
+
+    /// Asks every connection for memory that it does not use.
+    pub fn ask_for_memory(&self) {
+        for slot in self.lock().volumes.values() {
+            if let Slot::Open { served, .. } = slot {
+                served.ask_for_memory();
+            }
+        }
+    }
+
+    /// Lets nobody in any more, and closes everything. False if the deadline came first.
+    pub fn close_all(&self, deadline: Instant) -> bool {
+        let mut list = self.lock();
+        list.stopping = true;
+        loop {
+            let mut idle = None;
+            for (volume, slot) in &mut list.volumes {
+                match slot {
+                    Slot::Open { connections: 0, .. } => idle = Some(*volume),
+                    Slot::Open { served, closing: closing @ false, .. } => {
+                        *closing = true;
+                        served.close();
+                    }
+                    _ => {}
+                }
+            }
+            list.volumes.retain(|_, slot| !matches!(slot, Slot::Released { .. }));
+            if let Some(volume) = idle {
+                list = self.shut(list, volume);
+                continue;
+            }
+            if list.volumes.is_empty() {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            list = self.wait(list, left);
+        }
+    }
+
+    /// How many copies are open, and how many connections they have together.
+    pub fn counts(&self) -> (usize, usize) {
+        let list = self.lock();
+        (list.volumes.values().filter(|slot| matches!(slot, Slot::Open { .. })).count(), list.connections)
+    }
+
+    /// Syncs and closes a copy that has no connections.
+    fn shut<'a>(&'a self, mut list: MutexGuard<'a, List>, volume: Uuid) -> MutexGuard<'a, List> {
+        let slot = list.volumes.insert(volume, Slot::Busy);
+        drop(list);
+        if let Some(Slot::Open { served, .. }) = slot {
+            if !served.copy().replica().has_failed()
+                && let Err(error) = served.copy().sync()
+            {
+                log::error!("{}: the last sync before closing failed: {error}", served.copy().dir().display());
+            }
+            log::info!("{}: closed", served.copy().dir().display());
+        }
+        let mut list = self.lock();
+        list.volumes.remove(&volume);
+        self.changed.notify_all();
+        list
+    }
+
+    fn open(&self, claim: Claim) -> Result<Arc<OpenCopy>, Denied> {
+        let dir = self.dir(claim.volume);
+        let mut opened = OpenCopy::open(&dir, self.engine);
+        if matches!(opened, Err(CopyError::Store(StoreError::InUse { .. }))) {
+            self.take_over(claim, &dir)?;
+            opened = OpenCopy::open(&dir, self.engine);
+        }
+        let copy = opened?;
+        log::info!("{}: opened, in incarnation {}", dir.display(), copy.incarnation().0);
+        Ok(copy)
+    }
+
+    /// Makes the process that holds a copy give it up, if it has been replaced and who comes has shown that.
+    fn take_over(&self, claim: Claim, dir: &Path) -> Result<(), Denied> {
+        let accepted = peek_accepted(dir, claim.volume)?;
+        if claim.view <= accepted || !claim.has_key {
+            let holder = Holder::read(dir).ok().flatten().filter(Holder::is_alive);
+            return Err(held(claim.view, accepted, holder.map(|holder| holder.pid())));
+        }
+        let data = Store::open(dir, Access::Inspect)?.data_path().to_owned();
+        Ok(fence::end_holder(dir, &data)?)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, list: MutexGuard<'a, List>, time: Duration) -> MutexGuard<'a, List> {
+        self.changed.wait_timeout(list, time).unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(served) = self.served.take() else { return };
+        let failed = served.copy().replica().has_failed();
+        drop(served);
+        let mut list = self.copies.lock();
+        list.connections -= 1;
+        let mut shut = false;
+        if let Some(Slot::Open { connections, idle_since, .. }) = list.volumes.get_mut(&self.volume) {
+            *connections -= 1;
+            *idle_since = Instant::now();
+            shut = *connections == 0 && failed;
+        }
+        if shut {
+            drop(self.copies.shut(list, self.volume));
+        }
+        self.copies.changed.notify_all();
+    }
+}
+
+/// Why a writer in `view` does not get a copy that another process has: it has been replaced, or it comes too
+/// early.
+fn held(view: ViewNumber, accepted: ViewNumber, pid: Option<u32>) -> Denied {
+    if view < accepted { Refusal::Superseded(accepted).into() } else { Denied::InUse { pid } }
+}
+
+/// The view that a copy has accepted, without its lock.
+fn peek_accepted(dir: &Path, volume: Uuid) -> Result<ViewNumber, Denied> {
+    RegionTable::peek_accepted(dir, volume).map(ViewNumber).map_err(|error| Denied::Copy(error.into()))
+}
+
+const CONNECTIONS_MAX: usize = 4096;
+const CONNECTIONS_PER_VOLUME_MAX: usize = 128;
+/// How long a copy stays open for nobody.
+const IDLE: Duration = Duration::from_secs(30);
+/// How long a copy that was released is left alone.
+const RELEASED: Duration = Duration::from_secs(5);

@@ -1,0 +1,370 @@
+//! The writer's rules one by one, among copies that do at once what they are asked unless a test says otherwise.
+
+use uuid::Uuid;
+
+use super::*;
+use crate::replication::message::Welcome;
+use crate::replication::view::{FailureMode, Incarnation, Member, MemberState};
+
+const REGION_BYTES: u64 = 4096;
+const LEASE_MS: u32 = 2_000;
+const TIMEOUT_US: u64 = 1_000_000;
+const SETTLE_US: u64 = 300_000;
+
+/// A writer, and copies that are told apart by what they hold back.
+struct Bench {
+    writer: Writer,
+    now: u64,
+    sessions: Vec<u64>,
+    lives: Vec<u128>,
+    rows: Vec<Row>,
+    /// Copies that cannot be reached.
+    deaf: Vec<u8>,
+    /// Whether the store answers.
+    stores: bool,
+    /// Which requests are not answered.
+    held: fn(&Request) -> bool,
+    held_back: Vec<(MemberIndex, u64)>,
+    failing: fn(&Request) -> bool,
+    seen: Vec<Action>,
+}
+
+impl Bench {
+    /// A claim on a volume of four regions is stored, whose view knows every copy in life 1.
+    fn claim(lives: &[u128], intents: bool) -> Self {
+        let members = (0..lives.len()).map(|index| Member {
+            node: format!("node-{index}").parse().unwrap(),
+            address: "node.example:7420".to_owned(),
+            state: MemberState::InSync(Incarnation(Uuid::from_u128(1))),
+        });
+        let view = View {
+            volume: Uuid::nil(),
+            number: ViewNumber(1),
+            writer: None,
+            members: members.collect(),
+            failure_mode: FailureMode::AlwaysOn,
+            lease_ms: LEASE_MS,
+        };
+        let settings = Settings {
+            peer_timeout_us: TIMEOUT_US,
+            ping_interval_us: 200_000,
+            below_min: BelowMin::Suspend,
+            store_retry_us: 50_000,
+            settle_interval_us: SETTLE_US,
+            open_regions_max: 10,
+            retained_bytes_max: 1 << 20,
+            copy_chunk_bytes: REGION_BYTES as u32,
+            copies_in_flight_max: 1,
+            resync_rate: ResyncRate::UNBOUNDED,
+        };
+        let me = WriterId { node: "host".parse().unwrap(), attachment: Uuid::nil() };
+        let regions = Regions::with_region_bytes(4 * REGION_BYTES, REGION_BYTES);
+        let writer = Writer::attach(me, None, regions, settings, view, Time(0)).unwrap();
+        Self {
+            writer,
+            now: 0,
+            sessions: vec![0; lives.len()],
+            lives: lives.to_vec(),
+            rows: vec![Row { written: ViewNumber(1), intent: intents }; 4],
+            deaf: Vec::new(),
+            stores: true,
+            held: |_| false,
+            held_back: Vec::new(),
+            failing: |_| false,
+            seen: Vec::new(),
+        }
+    }
+
+    fn serving(lives: &[u128], intents: bool) -> Self {
+        let mut bench = Self::claim(lives, intents);
+        bench.run();
+        assert!(bench.find(|action| *action == Action::Serve).is_some());
+        bench
+    }
+
+    /// Does what there is to do until there is nothing more.
+    fn run(&mut self) {
+        loop {
+            let actions = self.writer.take_actions();
+            if actions.is_empty() {
+                return;
+            }
+            for action in actions {
+                self.seen.push(action.clone());
+                self.act(action);
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        let now = Time(self.now);
+        match action {
+            Action::Swap { .. } if self.stores => self.writer.swapped(now, Swapped::Stored),
+            Action::Connect { member, session, .. } => {
+                self.sessions[usize::from(member.0)] = session;
+                if !self.deaf.contains(&member.0) {
+                    let incarnation = Incarnation(Uuid::from_u128(self.lives[usize::from(member.0)]));
+                    let welcome = Welcome { incarnation, accepted: ViewNumber::NONE };
+                    self.writer.connected(now, member, session, welcome);
+                }
+            }
+            Action::Send { member, id, request, .. } if !self.deaf.contains(&member.0) => {
+                if (self.held)(&request) {
+                    self.held_back.push((member, id));
+                    return;
+                }
+                let reply = match request {
+                    _ if (self.failing)(&request) => Reply::Failed(5),
+                    Request::Read { .. } => Reply::Data,
+                    Request::Rows { .. } => Reply::Rows(self.rows.clone()),
+                    _ => Reply::Done,
+                };
+                self.reply(member, id, reply);
+            }
+            _ => {}
+        }
+    }
+
+    fn reply(&mut self, member: MemberIndex, id: u64, reply: Reply) {
+        let session = self.sessions[usize::from(member.0)];
+        self.writer.replied(Time(self.now), member, session, id, reply);
+    }
+
+    /// What was held back is answered.
+    fn answer(&mut self) {
+        self.held = |_| false;
+        for (member, id) in std::mem::take(&mut self.held_back) {
+            self.reply(member, id, Reply::Done);
+        }
+        self.run();
+    }
+
+    fn pass(&mut self, us: u64) {
+        let end = self.now + us;
+        while self.now < end {
+            self.now += 10_000;
+            self.writer.tick(Time(self.now));
+            self.run();
+        }
+    }
+
+    fn submit(&mut self, token: u64, operation: Operation) {
+        self.writer.submit(Time(self.now), Lane(1), token, operation);
+        self.run();
+    }
+
+    fn write(&mut self, token: u64, region: u64) {
+        self.submit(token, Operation::Write { offset: region * REGION_BYTES, len: 512, durable: false });
+    }
+
+    /// A copy ends its session and comes back in another life.
+    fn restart(&mut self, member: u8, life: u128) {
+        self.lives[usize::from(member)] = life;
+        let session = self.sessions[usize::from(member)];
+        self.writer.disconnected(Time(self.now), MemberIndex(member), session, None);
+        self.pass(100_000);
+    }
+
+    fn find(&self, wanted: impl Fn(&Action) -> bool) -> Option<usize> {
+        self.seen.iter().position(wanted)
+    }
+
+    fn ended(&self, of: u64) -> Option<Result<(), i32>> {
+        self.seen.iter().find_map(|action| match action {
+            Action::Complete { token, result, .. } if *token == of => Some(*result),
+            _ => None,
+        })
+    }
+
+    /// Whether a request of the guest was sent.
+    fn sent(&self, of: u64) -> bool {
+        self.find(|action| matches!(action, Action::Send { payload: Payload::Guest { token, .. }, .. } if *token == of))
+            .is_some()
+    }
+
+    /// The states of the copies in the views that were stored, in order; a life by its number.
+    fn swaps(&self) -> Vec<Vec<u128>> {
+        let life = |member: &Member| match member.state {
+            MemberState::InSync(incarnation) => incarnation.0.as_u128(),
+            MemberState::Behind => BEHIND,
+        };
+        let next = self.seen.iter().filter_map(|action| match action {
+            Action::Swap { next, .. } => Some(next.members.iter().map(life).collect()),
+            _ => None,
+        });
+        next.collect()
+    }
+}
+
+const BEHIND: u128 = 0;
+
+#[test]
+fn a_copy_that_restarted_leaves_before_the_guest_is_served() {
+    let bench = Bench::serving(&[1, 2], true);
+    assert_eq!(bench.swaps()[..2], [[1, 1], [1, BEHIND]]);
+    let left = bench.find(|action| matches!(action, Action::Adopted(view) if view.in_sync().count() == 1));
+    assert!(left < bench.find(|action| *action == Action::Serve));
+}
+
+#[test]
+fn where_all_restarted_all_stay_and_are_recorded_before_the_guest_is_served() {
+    let bench = Bench::serving(&[2, 3], true);
+    assert_eq!(bench.swaps()[..2], [[1, 1], [2, 3]]);
+    assert!(bench.find(|action| matches!(action, Action::Adopted(_))) < bench.find(|action| *action == Action::Serve));
+}
+
+#[test]
+fn where_all_is_settled_a_copy_that_restarted_has_lost_nothing() {
+    let bench = Bench::serving(&[1, 2], false);
+    assert_eq!(bench.swaps(), [[1, 1], [1, 2]]);
+}
+
+#[test]
+fn a_copy_that_does_not_answer_leaves_when_the_lease_is_out() {
+    let mut bench = Bench::claim(&[1, 1], false);
+    bench.deaf = vec![1];
+    bench.run();
+    let lease_us = u64::from(LEASE_MS) * 1000;
+    bench.pass(lease_us);
+    assert_eq!(bench.swaps(), [[1, 1]], "the lease may last");
+    bench.pass(lease_us / 4);
+    assert_eq!(bench.swaps(), [[1, 1], [1, BEHIND]]);
+    assert!(bench.find(|action| *action == Action::Serve).is_some());
+}
+
+#[test]
+fn a_copy_that_is_slow_to_accept_leaves_no_earlier() {
+    let mut bench = Bench::claim(&[1, 1], false);
+    bench.held = |request| matches!(request, Request::Accept(_));
+    bench.run();
+    let (first, id) = bench.held_back[0];
+    bench.reply(first, id, Reply::Done);
+    bench.run();
+    let lease_us = u64::from(LEASE_MS) * 1000;
+    bench.pass(lease_us);
+    assert_eq!(bench.swaps(), [[1, 1]], "the lease may last");
+    bench.pass(lease_us / 4);
+    assert_eq!(bench.swaps(), [[1, 1], [1, BEHIND]]);
+}
+
+#[test]
+fn the_guest_sees_a_region_when_every_copy_of_the_view_has_it() {
+    let mut bench = Bench::claim(&[1, 1], true);
+    bench.held = |request| matches!(request, Request::Write { .. });
+    bench.run();
+    bench.submit(7, Operation::Read { offset: 0, len: 512 });
+    assert!(!bench.held_back.is_empty());
+    assert!(
+        bench
+            .seen
+            .iter()
+            .all(|action| { !matches!(action, Action::Send { request: Request::Write { durable: false, .. }, .. }) })
+    );
+    bench.stores = false;
+    bench.pass(TIMEOUT_US + 200_000);
+    assert!(bench.find(|action| matches!(action, Action::Lost(MemberIndex(1), Loss::Slow))).is_some());
+    assert!(!bench.sent(7), "the view still calls the other copy in sync");
+    bench.stores = true;
+    bench.held = |_| false;
+    bench.writer.swapped(Time(bench.now), Swapped::Stored);
+    bench.run();
+    assert_eq!(bench.ended(7), Some(Ok(())));
+}
+
+#[test]
+fn nothing_is_acknowledged_in_a_life_that_the_view_does_not_know() {
+    let mut bench = Bench::serving(&[1], false);
+    bench.write(1, 0);
+    assert_eq!(bench.ended(1), Some(Ok(())));
+    bench.stores = false;
+    bench.restart(0, 2);
+    let replays = |action: &Action| matches!(action, Action::Send { payload: Payload::Retained { .. }, .. });
+    assert!(bench.find(replays).is_some());
+    bench.write(2, 1);
+    assert!(bench.sent(2) && bench.ended(2).is_none());
+    bench.writer.swapped(Time(bench.now), Swapped::Stored);
+    bench.run();
+    assert_eq!(bench.swaps().last(), Some(&vec![2]));
+    assert_eq!(bench.ended(2), Some(Ok(())));
+}
+
+#[test]
+fn a_copy_that_has_accepted_a_view_is_pinged_in_that_view() {
+    let mut bench = Bench::serving(&[1, 1, 1], false);
+    bench.held = |request| matches!(request, Request::Accept(_));
+    bench.restart(2, 2);
+    let (first, id) = bench.held_back.remove(0);
+    bench.reply(first, id, Reply::Done);
+    bench.seen.clear();
+    bench.pass(TIMEOUT_US / 2);
+    let pings = bench.seen.iter().filter_map(|action| match action {
+        Action::Send { member, view, request: Request::Ping, .. } if *member == first => Some(*view),
+        _ => None,
+    });
+    let pings: Vec<_> = pings.collect();
+    assert!(!pings.is_empty());
+    assert!(pings.iter().all(|&view| view == bench.writer.view().number.next()), "{pings:?}");
+}
+
+#[test]
+fn a_copy_that_restarts_while_a_view_is_announced_is_revived_in_that_view() {
+    let mut bench = Bench::serving(&[1, 1, 1], false);
+    bench.write(1, 0);
+    bench.held = |request| matches!(request, Request::Accept(_));
+    bench.restart(2, 2);
+    bench.seen.clear();
+    bench.restart(1, 2);
+    let replays = |action: &Action| matches!(action, Action::Send { payload: Payload::Retained { .. }, .. });
+    assert_eq!(bench.find(replays), None);
+    bench.answer();
+    bench.pass(TIMEOUT_US);
+    let replayed = bench.find(replays);
+    let adopted = bench.find(|action| matches!(action, Action::Adopted(_)));
+    assert!(replayed.is_some() && adopted < replayed);
+    assert_eq!(bench.writer.view().in_sync().count(), 3);
+    assert!(!bench.writer.is_stopped());
+}
+
+#[test]
+fn no_write_begins_in_a_region_that_copies_are_told_to_settle() {
+    let mut bench = Bench::serving(&[1, 1], false);
+    bench.write(1, 0);
+    bench.held = |request| matches!(request, Request::Settle(_));
+    bench.pass(SETTLE_US * 2);
+    assert_eq!(bench.held_back.len(), 2);
+    bench.write(2, 0);
+    bench.write(3, 1);
+    assert!(!bench.sent(2), "its intent could be taken for settled");
+    assert_eq!(bench.ended(3), Some(Ok(())));
+    bench.answer();
+    assert_eq!(bench.ended(2), Some(Ok(())));
+}
+
+#[test]
+fn what_a_copy_has_flushed_in_another_life_settles_nothing() {
+    let mut bench = Bench::serving(&[1, 1], false);
+    bench.write(1, 0);
+    bench.held = |request| *request == Request::Flush;
+    bench.pass(SETTLE_US * 2);
+    let (first, id) = bench.held_back.remove(0);
+    bench.reply(first, id, Reply::Done);
+    bench.restart(first.0, 2);
+    bench.answer();
+    let settles = |action: &Action| matches!(action, Action::Send { request: Request::Settle(_), .. });
+    assert_eq!(bench.find(settles), None);
+    bench.pass(SETTLE_US * 2);
+    assert!(bench.find(settles).is_some());
+}
+
+#[test]
+fn a_write_that_failed_is_kept_as_it_may_have_been_seen() {
+    let mut bench = Bench::serving(&[1], false);
+    bench.failing = |request| matches!(request, Request::Write { .. });
+    bench.write(1, 0);
+    assert_eq!(bench.ended(1), Some(Err(5)));
+    assert!(bench.find(|action| matches!(action, Action::Retain { token: 1, .. })).is_some());
+    bench.failing = |_| false;
+    bench.restart(0, 2);
+    let replay = Payload::Retained { entry: 0, skip: 0 };
+    assert!(bench.find(|action| matches!(action, Action::Send { payload, .. } if *payload == replay)).is_some());
+}
