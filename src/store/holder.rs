@@ -10,6 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// The process that holds a volume. The one that [`record`](Self::record) made removes the note when it is
 /// dropped.
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 pub struct Holder {
     pid: u32,
     started: u64,
+    /// When it was noted.
+    noted: Option<SystemTime>,
     /// The note, if it is ours.
     note: Option<PathBuf>,
 }
@@ -40,7 +43,7 @@ impl Holder {
             Ok(started)
         };
         match write() {
-            Ok(started) => Ok(Holder { pid, started, note: Some(path) }),
+            Ok(started) => Ok(Holder { pid, started, noted: Some(SystemTime::now()), note: Some(path) }),
             Err(source) => Err(HolderError { action: "write", path, source }),
         }
     }
@@ -53,8 +56,13 @@ impl Holder {
     pub fn read(dir: &Path) -> Result<Option<Holder>, HolderError> {
         let path = dir.join(HOLDER_FILE);
         let mut text = String::new();
-        match File::open(&path).and_then(|file| file.take(NOTE_BYTES_MAX).read_to_string(&mut text)) {
-            Ok(_) => Ok(parse(&text)),
+        let read = |file: File| {
+            let noted = file.metadata()?.modified().ok();
+            file.take(NOTE_BYTES_MAX).read_to_string(&mut text)?;
+            Ok(noted)
+        };
+        match File::open(&path).and_then(read) {
+            Ok(noted) => Ok(parse(&text, noted)),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
             Err(source) => Err(HolderError { action: "read", path, source }),
         }
@@ -63,6 +71,11 @@ impl Holder {
     /// The number of the process.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// For how long it has held the volume, if the clock tells.
+    pub fn held_for(&self) -> Option<Duration> {
+        self.noted.and_then(|noted| noted.elapsed().ok())
     }
 
     /// Whether the process is there, and is the one that wrote the note. To act on it, open it by
@@ -96,10 +109,10 @@ pub struct HolderError {
     source: io::Error,
 }
 
-fn parse(text: &str) -> Option<Holder> {
+fn parse(text: &str, noted: Option<SystemTime>) -> Option<Holder> {
     let (pid, started) = text.strip_suffix('\n')?.split_once(' ')?;
     let pid = pid.parse().ok().filter(|pid| (1..=i32::MAX as u32).contains(pid))?;
-    Some(Holder { pid, started: started.parse().ok()?, note: None })
+    Some(Holder { pid, started: started.parse().ok()?, noted, note: None })
 }
 
 /// Field 22 of /proc/PID/stat, see proc(5). The name of the program in field 2 may hold anything, also
@@ -128,6 +141,7 @@ mod tests {
         let read = Holder::read(dir.path()).unwrap().unwrap();
         assert!(read.is_alive() && read.is_self());
         assert_eq!(read.pid(), std::process::id());
+        assert!(read.held_for().unwrap() < Duration::from_secs(60));
         drop(read);
         assert!(Holder::read(dir.path()).unwrap().is_some(), "a reader took the note away");
         drop(held);
@@ -147,7 +161,7 @@ mod tests {
     #[test]
     fn a_process_that_has_ended_does_not_hold() {
         let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        let holder = Holder { pid: child.id(), started: start_time(child.id()).unwrap(), note: None };
+        let holder = Holder { pid: child.id(), started: start_time(child.id()).unwrap(), noted: None, note: None };
         assert!(holder.is_alive() && !holder.is_self());
         child.kill().unwrap();
         child.wait().unwrap();

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -95,7 +96,8 @@ impl Copies {
     }
 
     /// Lets a connection in that has shown what it must, and opens the copy if it is closed. A process of this
-    /// node that holds it is ended if the view is above the one that the copy has accepted.
+    /// node that holds it is ended if the view is above the one that the copy has accepted, and stays above it for
+    /// as long as that process may need to claim the volume itself.
     ///
     /// # Errors
     ///
@@ -261,7 +263,11 @@ impl Copies {
     fn open(&self, claim: Claim) -> Result<Arc<OpenCopy>, Denied> {
         let dir = self.dir(claim.volume);
         let mut opened = OpenCopy::open(&dir, self.engine);
-        if matches!(opened, Err(CopyError::Store(StoreError::InUse { .. }))) {
+        while is_in_use(&opened) && claim.has_key && claim.view > peek_accepted(&dir, claim.volume)? && is_new(&dir) {
+            thread::sleep(NEW_STEP);
+            opened = OpenCopy::open(&dir, self.engine);
+        }
+        if is_in_use(&opened) {
             self.take_over(claim, &dir)?;
             opened = OpenCopy::open(&dir, self.engine);
         }
@@ -316,6 +322,17 @@ fn held(view: ViewNumber, accepted: ViewNumber, pid: Option<u32>) -> Denied {
     if view < accepted { Refusal::Superseded(accepted).into() } else { Denied::InUse { pid } }
 }
 
+fn is_in_use(opened: &Result<Arc<OpenCopy>, CopyError>) -> bool {
+    matches!(opened, Err(CopyError::Store(StoreError::InUse { .. })))
+}
+
+/// Whether the process that holds a copy has only just taken it. It may be about to claim the volume in a view
+/// above that of the writer who comes for the copy, and is not yet to be told from one that was replaced.
+fn is_new(dir: &Path) -> bool {
+    let holder = Holder::read(dir).ok().flatten().filter(Holder::is_alive);
+    holder.and_then(|holder| holder.held_for()).is_some_and(|time| time < CLAIM_PATIENCE)
+}
+
 /// The view that a copy has accepted, without its lock.
 fn peek_accepted(dir: &Path, volume: Uuid) -> Result<ViewNumber, Denied> {
     RegionTable::peek_accepted(dir, volume).map(ViewNumber).map_err(|error| Denied::Copy(error.into()))
@@ -327,3 +344,6 @@ const CONNECTIONS_PER_VOLUME_MAX: usize = 128;
 const IDLE: Duration = Duration::from_secs(30);
 /// How long a copy that was released is left alone.
 const RELEASED: Duration = Duration::from_secs(5);
+/// What a process has from taking a copy to having claimed the volume.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
+const NEW_STEP: Duration = Duration::from_millis(20);

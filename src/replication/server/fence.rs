@@ -3,7 +3,8 @@
 //! A `serve` holds its copy by a lock that goes with its process. When a writer comes for the copy in a view
 //! above the one that was accepted, that `serve` has been replaced, and must neither write nor read any
 //! more: it may hang, or be stopped in the middle of anything. So it is asked to end (SIGTERM), and killed
-//! if it does not.
+//! if it does not. One that has only just taken the copy is left the time to claim the volume first (see
+//! `copies`): it may be the one who replaces the writer that comes.
 //!
 //! Invariant: nobody is signalled but who holds the lock. The note in the folder says who that is; the
 //! process must have started when the note says, and the kernel must count the lock among its own. All

@@ -1,11 +1,15 @@
 //! Copies that another process of the node holds, and writers that replace it.
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::SystemTime;
 
 use super::*;
+use crate::replication::region::Regions;
+use crate::store::RegionTable;
 
 /// A process that has the lock of a folder, or none, and does nothing. Killed on drop.
 struct Process(Child);
@@ -70,8 +74,11 @@ impl Drop for Process {
     }
 }
 
+/// Of one that has had the time to claim the volume.
 fn note(dir: &Path, pid: u32, started: u64) {
-    std::fs::write(dir.join("holder"), format!("{pid} {started}\n")).unwrap();
+    let mut note = File::create(dir.join("holder")).unwrap();
+    writeln!(note, "{pid} {started}").unwrap();
+    note.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
 }
 
 /// A copy in view 5 that nobody holds.
@@ -117,6 +124,38 @@ fn a_holder_is_ended_for_a_later_view_and_a_proof_only() {
     assert_eq!(holder.ended_by(), Some(libc::SIGTERM), "it was asked, and that was enough");
     assert_eq!(client.accept(owner.view(6)), Reply::Done);
     assert_eq!(client.read(0, 512), [1; 512]);
+}
+
+/// An attach takes the copy first, then claims the volume, and then has the copy accept that: a writer whose view
+/// was changed just before must not end it in between.
+#[test]
+fn a_holder_that_is_about_to_claim_the_volume_is_left_the_time() {
+    let scene = with_copy(Scene::new());
+    let mut holder = Process::holding(&scene.dir());
+    File::open(scene.dir().join("holder")).unwrap().set_modified(SystemTime::now()).unwrap();
+    let replica = scene.run();
+    let claimed = thread::scope(|scope| {
+        let writer = scope.spawn(|| scene.open(&replica, &scene.hello(6, 2)).unwrap_err());
+        thread::sleep(Duration::from_millis(300));
+        assert!(holder.is_running());
+        let regions = Regions::of(SIZE_BYTES);
+        let (bytes, count) = (regions.region_bytes(), regions.count());
+        let mut table = RegionTable::open(&scene.dir(), scene.volume, bytes, count).unwrap();
+        table.set_accepted(7, &[]).unwrap();
+        writer.join().unwrap()
+    });
+    assert_eq!(claimed.superseded(), Some(ViewNumber(7)));
+    assert!(holder.is_running());
+}
+
+#[test]
+fn a_holder_that_does_not_claim_the_volume_in_time_is_ended() {
+    let scene = with_copy(Scene::new());
+    let mut holder = Process::holding(&scene.dir());
+    File::open(scene.dir().join("holder")).unwrap().set_modified(SystemTime::now() - Duration::from_secs(4)).unwrap();
+    let replica = scene.run();
+    scene.open(&replica, &scene.hello(6, 2)).unwrap();
+    assert_eq!(holder.ended_by(), Some(libc::SIGTERM));
 }
 
 #[test]
