@@ -48,7 +48,8 @@ enum Slot {
         closing: bool,
         idle_since: Instant,
     },
-    /// It was given up for somebody who is about to take it.
+    /// It was given up for somebody who is about to take it, and to claim the volume then. Until that has been
+    /// seen, or could have been, writers in a higher view wait.
     Released {
         until: Instant,
     },
@@ -133,7 +134,10 @@ impl Copies {
                     if view <= accepted {
                         return Err(held(view, accepted, None));
                     }
-                    list.volumes.remove(&volume);
+                    if Instant::now() >= deadline {
+                        return Err(Denied::Busy);
+                    }
+                    list = self.wait(list, NEW_STEP);
                 }
                 Some(Slot::Released { .. }) | None => {
                     list.volumes.insert(volume, Slot::Busy);

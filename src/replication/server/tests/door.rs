@@ -168,8 +168,13 @@ fn a_copy_is_given_up_for_who_asks_on_the_node() {
     client.await_end();
     let error = scene.open(&replica, &scene.hello(1, 2)).unwrap_err();
     assert_eq!(code(&error), Some(RefusalCode::InUse), "it is reserved for a moment: {error}");
-    let held = Store::open(&scene.dir(), Access::Exclusive).unwrap();
-    let error = scene.open(&replica, &scene.hello(2, 2)).unwrap_err();
+    // Also a writer in a later view must not be quicker than who has asked.
+    let (held, error) = thread::scope(|scope| {
+        let later = scope.spawn(|| scene.open(&replica, &scene.hello(2, 2)).unwrap_err());
+        thread::sleep(Duration::from_millis(300));
+        let held = Store::open(&scene.dir(), Access::Exclusive).unwrap();
+        (held, later.join().unwrap())
+    });
     assert_eq!(code(&error), Some(RefusalCode::InUse), "{error}");
     drop(held);
     let mut client = scene.open(&replica, &scene.hello(2, 2)).unwrap();
