@@ -28,6 +28,7 @@ use sealblk::crypto::xts::{Xts, XtsKey};
 use sealblk::device::Disk;
 use sealblk::io::Engines;
 use sealblk::io::file::BlockFile;
+use sealblk::io::patience::Patience;
 use sealblk::store::{Access, SectorSize};
 use sealblk::vhost::server;
 use sealblk::vhost::socket::Socket;
@@ -169,7 +170,7 @@ impl Server {
         let (stop, stopped) = UnixStream::pair()?;
         let thread = thread::Builder::new()
             .name("server".into())
-            .spawn(move || server::run(&socket, &disk, POLL_TIME, stopped.as_fd()))?;
+            .spawn(move || server::run(&socket, &disk, &Patience::new(POLL_TIME), stopped.as_fd()))?;
         Ok(Self { cipher, socket: path, trace, stop, thread })
     }
 

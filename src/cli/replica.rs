@@ -3,10 +3,12 @@
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::serve::{POLL_US_MAX, REPLICATED_POLL_US};
 use super::{CliError, TlsArgs, signals};
 use crate::io::Kind;
 use crate::replication::server::{Server, Settings};
@@ -25,6 +27,10 @@ pub struct ReplicaArgs {
     /// How to do I/O: io-uring, threads, or inline [default: what suits each copy]
     #[arg(long)]
     engine: Option<Kind>,
+    /// The longest time in microseconds to watch the disk before sleeping, while a writer that has one request in
+    /// flight after the other would be slowed down by more; 0 never watches
+    #[arg(long, value_name = "TIME", default_value_t = REPLICATED_POLL_US, value_parser = clap::value_parser!(u64).range(0..=POLL_US_MAX))]
+    poll_us: u64,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -34,7 +40,8 @@ pub fn run(args: ReplicaArgs) -> Result<(), CliError> {
     let tls = args.tls.open()?;
     let failed = |source| CliError::Listen { address: args.listen, source };
     let listener = TcpListener::bind(args.listen).map_err(failed)?;
-    let settings = Settings { engine: args.engine, ..Settings::default() };
+    let settings =
+        Settings { engine: args.engine, watch_time: Duration::from_micros(args.poll_us), ..Settings::default() };
     Server::run(args.root, listener, tls, settings, stop.as_fd())?;
     log::info!("stopped; everything is durable");
     Ok(())

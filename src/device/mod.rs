@@ -8,7 +8,6 @@
 
 pub mod config;
 pub mod features;
-pub mod patience;
 pub mod request;
 pub mod ring;
 pub mod worker;

@@ -19,10 +19,10 @@ use slab::Slab;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::patience::Patience;
 use super::request::{ChainError, Command, Limits, Parser, Request, Status};
 use super::ring::{Ring, RingError};
 use super::{Disk, GuestMemory, Serial};
+use crate::io::patience::Patience;
 use crate::io::segments::{Cursor, Segment, total};
 use crate::io::{Completion, sigbus};
 use crate::volume::lane::Lane;
@@ -237,7 +237,7 @@ impl<'a> Service<'a> {
             let (parser, limits) = (&mut self.parser, &self.limits);
             let Some(parsed) = self.ring.pop(|memory, chain| parser.parse(memory, chain, limits))? else { break };
             if !std::mem::replace(&mut taken, true) {
-                self.patience.driver_came();
+                self.patience.asked();
             }
             if self.faults != sigbus::fault_count() {
                 // What was parsed may be the zeros that took the place of what the guest wrote.
@@ -306,7 +306,7 @@ impl<'a> Service<'a> {
         self.ended = ended;
         result?;
         if any {
-            self.patience.gave_back();
+            self.patience.answered();
         }
         if self.ring.publish()? {
             self.call.notify();

@@ -14,6 +14,7 @@ pub mod buffer;
 pub mod file;
 pub mod holes;
 pub mod inline;
+pub mod patience;
 pub mod segments;
 pub mod sigbus;
 pub mod threads;

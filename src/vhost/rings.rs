@@ -10,7 +10,6 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
@@ -20,8 +19,8 @@ use super::SessionError;
 use super::memory::MemoryTable;
 use crate::device::Disk;
 use crate::device::features::{self, EVENT_IDX};
-use crate::device::patience::Patience;
 use crate::device::worker::{Notifier, Start, Worker};
+use crate::io::patience::Patience;
 
 /// The largest queue.
 pub const QUEUE_SIZE_MAX: u16 = 1024;
@@ -31,7 +30,7 @@ pub struct Rings {
     disk: Arc<Disk>,
     table: MemoryTable,
     rings: Vec<Ring>,
-    patience: Duration,
+    patience: Patience,
 }
 
 /// Where a ring lies, in the front end's own addresses.
@@ -58,7 +57,7 @@ struct Ring {
 
 impl Rings {
     /// As many stopped rings as the disk may have.
-    pub fn new(disk: Arc<Disk>, patience: Duration) -> Self {
+    pub fn new(disk: Arc<Disk>, patience: Patience) -> Self {
         let rings = (0..disk.queues_max()).map(|_| Ring::new()).collect();
         Self { disk, table: MemoryTable::default(), rings, patience }
     }
@@ -199,7 +198,7 @@ impl Rings {
             kick: kick.try_clone().map_err(host)?,
             call: ring.call.clone(),
             error: ring.error.clone(),
-            patience: Patience::new(self.patience),
+            patience: self.patience.clone(),
         };
         ring.worker = Some(Worker::start(self.disk.clone(), start).map_err(host)?);
         log::debug!("queue {index}: running, size {}", ring.size);

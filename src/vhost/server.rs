@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 
 use super::session;
 use super::socket::Socket;
 use crate::device::Disk;
+use crate::io::patience::Patience;
 
 /// Serves front ends on `socket`, one at a time, until `stop` is readable; one that connects while
 /// another is served waits. When this returns, nothing is in flight and all is flushed.
@@ -21,7 +21,7 @@ use crate::device::Disk;
 ///
 /// When the host refuses to go on, or the last flush fails: what was written since the last flush
 /// of the guest's may then be lost.
-pub fn run(socket: &Socket, disk: &Arc<Disk>, patience: Duration, stop: BorrowedFd<'_>) -> io::Result<()> {
+pub fn run(socket: &Socket, disk: &Arc<Disk>, patience: &Patience, stop: BorrowedFd<'_>) -> io::Result<()> {
     while wait(socket.as_fd(), stop)? == Ready::First {
         let stream = socket.accept()?;
         log::info!("a front end has connected");
@@ -40,14 +40,14 @@ pub fn run(socket: &Socket, disk: &Arc<Disk>, patience: Duration, stop: Borrowed
 }
 
 /// Serves one front end. True if that ended because of `stop`.
-fn serve(stream: UnixStream, disk: &Arc<Disk>, patience: Duration, stop: BorrowedFd<'_>) -> io::Result<bool> {
+fn serve(stream: UnixStream, disk: &Arc<Disk>, patience: &Patience, stop: BorrowedFd<'_>) -> io::Result<bool> {
     let control = stream.try_clone()?;
     // Its end is closed, and so readable, when the session's thread ends in whatever way.
     let (ended, running) = UnixStream::pair()?;
     thread::scope(|scope| {
         let session = thread::Builder::new().name("session".into()).spawn_scoped(scope, move || {
             let _running = running;
-            session::serve(stream, disk.clone(), patience)
+            session::serve(stream, disk.clone(), patience.clone())
         })?;
         let stopped = wait(ended.as_fd(), stop)? == Ready::Second;
         if stopped {

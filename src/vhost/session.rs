@@ -11,7 +11,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
@@ -29,10 +28,11 @@ use super::memory::{MEMORY_SLOTS_MAX, MemoryTable, RegionInfo};
 use super::rings::{RingAddresses, Rings};
 use crate::device::config::WRITEBACK_OFFSET;
 use crate::device::{Disk, features};
+use crate::io::patience::Patience;
 
 /// Serves one front end until it leaves or breaks the protocol. When this returns, nothing of its
 /// is in flight.
-pub fn serve(stream: UnixStream, disk: Arc<Disk>, patience: Duration) -> io::Result<()> {
+pub fn serve(stream: UnixStream, disk: Arc<Disk>, patience: Patience) -> io::Result<()> {
     let peek = stream.try_clone()?;
     let session = Arc::new(Mutex::new(Session { rings: Rings::new(disk.clone(), patience), disk }));
     let mut handler = BackendReqHandler::from_stream(stream, session);

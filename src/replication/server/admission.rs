@@ -77,7 +77,7 @@ pub fn attend(house: &Arc<House>, stream: TcpStream, address: SocketAddr, deadli
                 let (id, mailbox) = (house.next_id(), tools.mailbox().clone());
                 let standing = Standing::new(connection.credential().clone(), configs);
                 house.visitors.enter(id, Visitor { standing, names: names.clone(), address, mailbox });
-                let end = Service::new(connection, lease, tools, id, version).run(&hello);
+                let end = Service::new(connection, lease, tools, id, version, house.watch_time).run(&hello);
                 house.visitors.leave(id);
                 return note_end(house, &refused(Some(volume)), &hello, &end);
             }

@@ -75,11 +75,13 @@ pub struct Settings {
     pub opening_time: Duration,
     /// Memory that connections share for what is in flight, in bytes, beyond the little that each has anyway.
     pub shared_bytes: usize,
+    /// The longest time that a connection watches its disk before it sleeps.
+    pub watch_time: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { engine: None, opening_time: OPENING_TIME, shared_bytes: SHARED_BYTES }
+        Settings { engine: None, opening_time: OPENING_TIME, shared_bytes: SHARED_BYTES, watch_time: Duration::ZERO }
     }
 }
 
@@ -87,6 +89,7 @@ impl Default for Settings {
 struct House {
     copies: Arc<Copies>,
     budget: Arc<Budget>,
+    watch_time: Duration,
     tls: Reloading,
     refusals: RefusalLog,
     visitors: Visitors,
@@ -148,6 +151,7 @@ impl Server {
         let house = Arc::new(House {
             copies: Arc::new(Copies::new(root, settings.engine)),
             budget: Arc::new(Budget::new(settings.shared_bytes)),
+            watch_time: settings.watch_time,
             tls,
             refusals: RefusalLog::default(),
             visitors: Visitors::default(),

@@ -23,6 +23,7 @@ use super::copies::Lease;
 use super::denied::Denied;
 use super::served::{Mail, Mailbox, Served};
 use crate::io::buffer::{BUFFER_BYTES_MAX, Buffer, buffer_bytes};
+use crate::io::patience::Patience;
 use crate::replication::copy::{Ended, Executor, Payload};
 use crate::replication::message::{Hello, PAYLOAD_BYTES_MAX, Reply, Request};
 use crate::replication::replica::{Action, ConnectionId, Refusal};
@@ -52,6 +53,7 @@ pub struct Service {
     grant: Grant,
     /// A write of which not all bytes are there.
     incoming: Option<(RequestFrame, Buffer)>,
+    patience: Patience,
     closing: bool,
     refused: Option<Refusal>,
     ended: Vec<Ended>,
@@ -119,13 +121,14 @@ impl Tools {
 }
 
 impl Service {
-    /// Prepares to serve a connection as number `id`.
+    /// Prepares to serve a connection as number `id`. The disk is watched for `watch_time` at most.
     pub fn new(
         connection: Connection,
         lease: Lease,
         tools: Tools,
         id: ConnectionId,
         version: ProtocolVersion,
+        watch_time: Duration,
     ) -> Service {
         let Tools { executor, epoll, mailbox, grant } = tools;
         lease.served().join(id, mailbox.clone());
@@ -146,6 +149,8 @@ impl Service {
             bytes_pending: 0,
             grant,
             incoming: None,
+            // The writer's thread may need this very CPU to ask again.
+            patience: Patience::new(watch_time).for_disk_alone().giving_way(),
             closing: false,
             refused: None,
             ended: Vec::new(),
@@ -182,7 +187,8 @@ impl Service {
             self.connection.send()?;
             // Requests that were left where they are may be in memory already, where no socket tells of them.
             busy |= was_full && !self.is_full();
-            if !busy {
+            if !busy && !self.patience.keep_watching(self.executor.in_flight() > 0) {
+                self.patience.sleeps();
                 self.sleep().map_err(End::Engine)?;
             }
         }
@@ -218,6 +224,7 @@ impl Service {
             }
         }
         if !batch.is_empty() {
+            self.patience.asked();
             let id = self.id;
             let actions = served.with_replica(id, |replica| {
                 for (view, request_id, request) in batch {
@@ -344,6 +351,7 @@ impl Service {
         }
         self.ended = ended;
         if busy {
+            self.patience.disk_came();
             let own = self.id;
             let actions = served.with_replica(own, |replica| {
                 for (id, result) in results {
@@ -351,6 +359,7 @@ impl Service {
                 }
             });
             self.act(served, actions)?;
+            self.patience.answered();
         }
         driven.map_err(End::Engine)?;
         Ok(busy)

@@ -1,23 +1,25 @@
-//! How long a worker watches before it sleeps.
+//! How long a thread that serves requests watches before it sleeps.
 //!
-//! Falling asleep and being woken cost far more than a look at the ring, on both sides: the driver
-//! pays for the kick, the worker for the way back onto a CPU. Watching pays when what is awaited
+//! Falling asleep and being woken cost far more than a look at a ring in memory, on both sides: who asks
+//! pays for the kick, the thread for the way back onto a CPU. Watching pays when what is awaited
 //! comes soon, and burns a core when it does not.
 //!
-//! A worker waits for two things in turn: for the **disk**, while something is in flight, and for the
-//! **driver**, which answers what it was given back with its next request. What each took lately says
-//! what it will take. The worker watches only if both together, a whole round, stay well within the
-//! limit: then a wake-up would be a good part of the round. With a disk that takes longer, or a driver that
+//! Such a thread waits for two things in turn: for the **disk**, or other copies, while something is in flight,
+//! and for the **asker**, a driver or a writer, which follows an answer with its next request. What each took
+//! lately says what it will take. The thread watches only if both together, a whole round, stay well within the
+//! limit: then a wake-up would be a good part of the round. With a disk that takes longer, or an asker that
 //! has little to ask, it sleeps at once, as a wake-up more or less is then lost among the rest.
 //! Either way one watch is never longer than the limit.
 
 use std::time::{Duration, Instant};
 
-/// What is known of the waits of one worker.
+/// What is known of the waits of one thread.
 #[derive(Clone, Debug)]
 pub struct Patience {
     limit: Duration,
-    driver: Wait,
+    gives_way: bool,
+    for_disk_alone: bool,
+    asker: Wait,
     disk: Wait,
 }
 
@@ -28,27 +30,38 @@ struct Wait {
     expected: Option<Duration>,
     /// When this one began.
     since: Option<Instant>,
-    /// The worker has slept through some of it.
+    /// The thread has slept through some of it.
     slept: bool,
 }
 
 impl Patience {
     /// Never watches for longer than `limit` at a time; zero means to sleep at once.
     pub fn new(limit: Duration) -> Self {
-        Self { limit, driver: Wait::default(), disk: Wait::default() }
+        Self { limit, gives_way: false, for_disk_alone: false, asker: Wait::default(), disk: Wait::default() }
     }
 
-    /// The driver was given something back: its next request is awaited from now on.
-    pub fn gave_back(&mut self) {
+    /// Leaves the CPU to others who want it between two looks: for waits in which other processes of this machine
+    /// have work to do.
+    pub fn giving_way(self) -> Self {
+        Self { gives_way: true, ..self }
+    }
+
+    /// Does not watch for the asker.
+    pub fn for_disk_alone(self) -> Self {
+        Self { for_disk_alone: true, ..self }
+    }
+
+    /// An answer was given: the next request is awaited from now on.
+    pub fn answered(&mut self) {
         if !self.limit.is_zero() {
-            self.driver.begin(Instant::now());
+            self.asker.begin(Instant::now());
         }
     }
 
-    /// The driver has made something available.
-    pub fn driver_came(&mut self) {
-        // Sleep took the driver's kick and the worker's wake-up, which a watch would have spared.
-        self.driver.end(self.limit, WAKE_UP);
+    /// A request has come.
+    pub fn asked(&mut self) {
+        // Sleep took the asker's kick and the thread's wake-up, which a watch would have spared.
+        self.asker.end(self.limit, WAKE_UP);
     }
 
     /// The disk has finished something.
@@ -66,21 +79,24 @@ impl Patience {
         if in_flight && self.disk.since.is_none() {
             self.disk.begin(now);
         }
-        let Some(driver) = self.driver.expected else { return false };
-        // A watch for the driver spares a kick and a wake-up, one for the disk only a wake-up.
-        if driver + self.disk.expected.unwrap_or_default() * 2 > self.limit {
+        let Some(asker) = self.asker.expected else { return false };
+        // A watch for the asker spares a kick and a wake-up, one for the disk only a wake-up.
+        if asker + self.disk.expected.unwrap_or_default() * 2 > self.limit {
             return false;
         }
-        let near = self.driver.is_near(now, self.limit) || in_flight && self.disk.is_near(now, self.limit);
-        if near {
-            std::hint::spin_loop();
+        let near = !self.for_disk_alone && self.asker.is_near(now, self.limit)
+            || in_flight && self.disk.is_near(now, self.limit);
+        match (near, self.gives_way) {
+            (true, true) => std::thread::yield_now(),
+            (true, false) => std::hint::spin_loop(),
+            _ => {}
         }
         near
     }
 
-    /// The worker is about to sleep.
+    /// The thread is about to sleep.
     pub fn sleeps(&mut self) {
-        self.driver.slept = true;
+        self.asker.slept = true;
         self.disk.slept = true;
     }
 }
@@ -120,13 +136,13 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(10);
 
-    /// A driver and a disk that take `driver` and `disk` each round.
-    fn after_rounds(limit: Duration, driver: Duration, disk: Duration) -> Patience {
+    /// An asker and a disk that take `driver` and `disk` each round.
+    fn after_rounds(limit: Duration, asker: Duration, disk: Duration) -> Patience {
         let mut patience = Patience::new(limit);
         let ago = |duration| Instant::now().checked_sub(duration).unwrap();
         for _ in 0..20 {
-            patience.driver.begin(ago(driver));
-            patience.driver_came();
+            patience.asker.begin(ago(asker));
+            patience.asked();
             patience.disk.begin(ago(disk));
             patience.disk_came();
         }
@@ -137,59 +153,68 @@ mod tests {
     fn without_a_limit_it_never_watches() {
         let mut patience = Patience::new(Duration::ZERO);
         for _ in 0..10 {
-            patience.gave_back();
+            patience.answered();
             assert!(!patience.keep_watching(false));
             assert!(!patience.keep_watching(true));
             patience.sleeps();
             patience.disk_came();
-            patience.driver_came();
+            patience.asked();
         }
     }
 
     #[test]
     fn a_stranger_is_not_watched() {
         let mut patience = Patience::new(LIMIT);
-        patience.gave_back();
+        patience.answered();
         assert!(!patience.keep_watching(false));
     }
 
     #[test]
-    fn short_rounds_are_watched_for_the_driver_and_for_the_disk() {
+    fn short_rounds_are_watched_for_the_asker_and_for_the_disk() {
         let mut patience = after_rounds(LIMIT, LIMIT / 8, LIMIT / 8);
         assert!(!patience.keep_watching(false), "nothing is awaited");
         assert!(patience.keep_watching(true), "the disk is");
         patience.disk_came();
-        patience.gave_back();
-        assert!(patience.keep_watching(false), "the driver is");
+        patience.answered();
+        assert!(patience.keep_watching(false), "the asker is");
     }
 
     #[test]
-    fn a_slow_driver_or_a_slow_disk_is_not_watched() {
-        for (driver, disk) in [(LIMIT * 2, Duration::ZERO), (Duration::ZERO, LIMIT * 2), (LIMIT / 2, LIMIT / 3)] {
-            let mut patience = after_rounds(LIMIT, driver, disk);
-            patience.gave_back();
-            assert!(!patience.keep_watching(false), "{driver:?} {disk:?}");
-            assert!(!patience.keep_watching(true), "{driver:?} {disk:?}");
+    fn who_watches_for_the_disk_alone_sleeps_when_it_has_answered() {
+        let mut patience = after_rounds(LIMIT, LIMIT / 8, LIMIT / 8).for_disk_alone();
+        assert!(patience.keep_watching(true), "the disk is awaited");
+        patience.disk_came();
+        patience.answered();
+        assert!(!patience.keep_watching(false), "the asker is");
+    }
+
+    #[test]
+    fn a_slow_asker_or_a_slow_disk_is_not_watched() {
+        for (asker, disk) in [(LIMIT * 2, Duration::ZERO), (Duration::ZERO, LIMIT * 2), (LIMIT / 2, LIMIT / 3)] {
+            let mut patience = after_rounds(LIMIT, asker, disk);
+            patience.answered();
+            assert!(!patience.keep_watching(false), "{asker:?} {disk:?}");
+            assert!(!patience.keep_watching(true), "{asker:?} {disk:?}");
         }
     }
 
     #[test]
     fn a_watch_ends_when_what_it_waits_for_is_late() {
         let mut patience = after_rounds(LIMIT, LIMIT / 8, Duration::ZERO);
-        patience.driver.begin(Instant::now().checked_sub(LIMIT / 3).unwrap());
+        patience.asker.begin(Instant::now().checked_sub(LIMIT / 3).unwrap());
         assert!(!patience.keep_watching(false));
     }
 
     #[test]
     fn one_long_pause_is_forgiven_after_a_few_short_rounds() {
         let mut patience = after_rounds(LIMIT, Duration::ZERO, Duration::ZERO);
-        patience.driver.begin(Instant::now().checked_sub(LIMIT * 4).unwrap());
-        patience.driver_came();
+        patience.asker.begin(Instant::now().checked_sub(LIMIT * 4).unwrap());
+        patience.asked();
         for _ in 0..6 {
-            patience.gave_back();
-            patience.driver_came();
+            patience.answered();
+            patience.asked();
         }
-        patience.gave_back();
+        patience.answered();
         assert!(patience.keep_watching(false));
     }
 }
