@@ -46,7 +46,7 @@ enum Command {
     #[command(subcommand, arg_required_else_help = false)]
     Volume(volume::VolumeCommand),
     /// Serve a volume to virtual machines over vhost-user
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Keep copies of volumes for writers on other nodes
     Replica(replica::ReplicaArgs),
     /// Make keys for a cluster's new claims, and guard them

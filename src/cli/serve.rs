@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::tls_args::own_name;
-use super::view_args::{in_cluster, volume_name};
+use super::view_args::{EtcdArgs, in_cluster, volume_name};
 use super::volume::planned::spec_key;
 use super::{CliError, KeyArgs, TlsArgs, ViewPlace, duration, signals, size};
 use crate::coordination::kubernetes::{BelowMinimum, VolumeName};
@@ -73,10 +73,12 @@ pub struct ServeArgs {
 /// For a volume with several copies.
 #[derive(Args)]
 pub struct ReplicationArgs {
-    /// Where the view of the volume is, which says where its copies are: file:DIR, or kubernetes:NAMESPACE/NAME.
-    /// DIR of the volume is then the copy on this node
+    /// Where the view of the volume is, which says where its copies are: file:DIR, kubernetes:NAMESPACE/NAME,
+    /// or etcd:URL,URL...; DIR of the volume is then the copy on this node
     #[arg(long, value_name = "PLACE", group = "replicated", conflicts_with_all = ["read_only"])]
     view: Option<ViewPlace>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
     /// Name of this node among the volume's members [default: the first name in its certificate]
     #[arg(long, value_name = "NAME", requires = "replicated")]
     node: Option<NodeName>,
@@ -233,7 +235,7 @@ fn attach_copies(
         engine: kind,
         volume: volume.id(),
         size_bytes: volume.size_bytes(),
-        views: place.of(volume.id(), &args.key.cluster()),
+        views: place.of(volume.id(), &args.key.cluster(), &replication.etcd),
         tls,
         signer,
         queues: args.queues,

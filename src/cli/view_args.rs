@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use clap::Args;
+
+use crate::coordination::etcd::{Endpoints, EtcdTls};
 use crate::coordination::kubernetes::{ClusterVolume, VolumeName};
-use crate::coordination::{FileViews, KubernetesViews, ViewStore};
+use crate::coordination::{EtcdViews, FileViews, KubernetesViews, ViewStore};
 use crate::keys::Cluster;
 
 /// Where the view of a volume is kept.
@@ -17,14 +20,44 @@ pub enum ViewPlace {
     Folder(PathBuf),
     /// In the status of a Volume of a cluster.
     Kubernetes(VolumeName),
+    /// Under a key of an etcd.
+    Etcd(Endpoints),
+}
+
+/// For views in an etcd.
+#[derive(Args)]
+pub struct EtcdArgs {
+    /// Certificates of the authorities that etcd's own certificate is of, in PEM [default: those of the machine]
+    #[arg(long, value_name = "FILE", requires = "view")]
+    etcd_ca: Option<PathBuf>,
+    /// Certificate for etcd, in PEM
+    #[arg(long, value_name = "FILE", requires_all = ["view", "etcd_key"])]
+    etcd_cert: Option<PathBuf>,
+    /// Its key, in PEM
+    #[arg(long, value_name = "FILE", requires_all = ["view", "etcd_cert"])]
+    etcd_key: Option<PathBuf>,
+    /// What the keys of views begin with in etcd
+    #[arg(long, value_name = "PREFIX", requires = "view", default_value = "/sealblk/views")]
+    etcd_prefix: String,
+}
+
+impl EtcdArgs {
+    fn tls(&self) -> EtcdTls {
+        let identity = self.etcd_cert.clone().zip(self.etcd_key.clone());
+        EtcdTls { authorities: self.etcd_ca.clone(), identity }
+    }
 }
 
 impl ViewPlace {
     /// The view of one volume there.
-    pub fn of(&self, volume: Uuid, cluster: &Cluster<'_>) -> Box<dyn ViewStore> {
+    pub fn of(&self, volume: Uuid, cluster: &Cluster<'_>, etcd: &EtcdArgs) -> Box<dyn ViewStore> {
         match self {
             Self::Folder(dir) => Box::new(FileViews::new(dir, volume, LOCK_WAIT)),
             Self::Kubernetes(name) => Box::new(KubernetesViews::new(in_cluster(name, cluster), volume)),
+            Self::Etcd(endpoints) => {
+                let (endpoints, tls, prefix) = (endpoints.clone(), etcd.tls(), &etcd.etcd_prefix);
+                Box::new(EtcdViews::new(endpoints, tls, prefix, volume, cluster.patience))
+            }
         }
     }
 }
@@ -36,7 +69,12 @@ impl FromStr for ViewPlace {
         match text.split_once(':') {
             Some(("file", dir)) if !dir.is_empty() => Ok(Self::Folder(dir.into())),
             Some(("kubernetes", name)) => name.parse().map(Self::Kubernetes).map_err(|error| format!("{error}")),
-            _ => Err("not a place of views: write file:DIR or kubernetes:NAMESPACE/NAME".to_owned()),
+            Some(("etcd", endpoints)) => endpoints.parse().map(Self::Etcd),
+            _ => {
+                let what =
+                    "not a place of views: write file:DIR, kubernetes:NAMESPACE/NAME or etcd:https://HOST:PORT,...";
+                Err(what.to_owned())
+            }
         }
     }
 }
@@ -65,6 +103,7 @@ mod tests {
     fn a_place_is_a_folder_or_a_volume_of_a_cluster() {
         assert_eq!("file:/a:b".parse(), Ok(ViewPlace::Folder("/a:b".into())));
         assert_eq!("kubernetes:vms/disk".parse(), Ok(ViewPlace::Kubernetes("vms/disk".parse().unwrap())));
+        assert!(matches!("etcd:https://a:1,https://b:2".parse(), Ok(ViewPlace::Etcd(_))));
         for text in ["", "file:", "/views", "etcd:/views", "kubernetes:", "kubernetes:vms", "kubernetes:vms/../a"] {
             assert!(text.parse::<ViewPlace>().is_err(), "{text}");
         }

@@ -8,14 +8,16 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | [`mod@file`] | views in a folder, for volumes whose processes all run on one machine |
+//! | [`mod@etcd`] | views in an etcd, each under a key of its own |
 //! | [`mod@kubernetes`] | views in a cluster, each in the status of a custom resource |
-//! | [`record`] | a view as the content of a file |
+//! | [`record`] | a view as the content of a file or a key |
 //!
 //! A store can be out of reach, and can break in the middle of a change. The errors tell apart what the
 //! caller has to know: whether nothing has changed ([`ViewStoreError::Unavailable`]) or the change may
 //! have happened ([`ViewStoreError::Unknown`]).
 
 mod error;
+pub mod etcd;
 pub mod file;
 pub mod kubernetes;
 pub mod record;
@@ -23,6 +25,7 @@ pub mod record;
 use uuid::Uuid;
 
 pub use error::{RecordDamage, ViewStoreError};
+pub use etcd::EtcdViews;
 pub use file::FileViews;
 pub use kubernetes::{ClusterVolume, KubernetesViews};
 

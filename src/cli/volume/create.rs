@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::planned::Planned;
+use crate::cli::view_args::EtcdArgs;
 use crate::cli::view_args::in_cluster;
 use crate::cli::{CliError, KeyArgs, TlsArgs, ViewPlace, duration, output, size};
 use crate::crypto::derive::WriterKey;
@@ -40,10 +41,12 @@ pub struct ReplicationArgs {
     /// A node that keeps a copy, and where its replica listens; repeated
     #[arg(long = "member", id = "members", value_name = "NAME=HOST:PORT", value_parser = member, requires_all = ["view", "size"])]
     members: Vec<(NodeName, String)>,
-    /// Where to keep the view of the volume, which says where its copies are: file:DIR, or kubernetes:NAMESPACE/NAME,
-    /// a Volume of the cluster. Without --member that is there already, and says what the volume is to be
+    /// Where to keep the view of the volume, which says where its copies are: file:DIR, etcd:URL,URL..., or
+    /// kubernetes:NAMESPACE/NAME, a Volume of the cluster. Without --member that is there already, and says what the volume is to be
     #[arg(long, value_name = "PLACE", conflicts_with_all = ["dir", "device"])]
     view: Option<ViewPlace>,
+    #[command(flatten)]
+    etcd: EtcdArgs,
     /// How many copies have to be in sync for a write: hard, all; soft, all but one; alwayson, one; or a number
     #[arg(long, value_name = "MODE", default_value = "soft", requires = "members")]
     failure_mode: FailureMode,
@@ -74,7 +77,7 @@ pub fn run(args: &CreateArgs) -> Result<(), CliError> {
         let superblock = Volume::create(dir, creation, args.key.load()?.as_ref())?;
         return output::print(&format!("created volume {} in {}\n", superblock.id, dir.display()));
     }
-    let ReplicationArgs { members, view: Some(place), failure_mode, lease, tls } = &args.replication else {
+    let ReplicationArgs { members, view: Some(place), etcd, failure_mode, lease, tls } = &args.replication else {
         return Err(CliError::Usage("--member needs --view".to_owned()));
     };
     let tls = tls.open()?;
@@ -100,7 +103,7 @@ pub fn run(args: &CreateArgs) -> Result<(), CliError> {
         lease_ms: planned.lease.as_millis() as u32,
         signer: signer.as_ref(),
     };
-    creation::create(&creation, &tls.current(), &mut *place.of(superblock.id, &cluster), TIME_EACH)?;
+    creation::create(&creation, &tls.current(), &mut *place.of(superblock.id, &cluster, etcd), TIME_EACH)?;
     let nodes: Vec<&str> = planned.members.iter().map(|(node, _)| node.as_str()).collect();
     output::print(&format!("created volume {} on {}\n", superblock.id, nodes.join(", ")))
 }
