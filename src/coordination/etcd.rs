@@ -86,6 +86,12 @@ impl FromStr for Endpoints {
     }
 }
 
+impl Endpoints {
+    fn use_tls(&self) -> bool {
+        self.0.iter().any(|endpoint| endpoint.starts_with("https:"))
+    }
+}
+
 impl EtcdViews {
     /// The view of `volume`, under `PREFIX/UUID`. An attach waits for at most `patience` for an etcd that does not
     /// answer.
@@ -99,7 +105,7 @@ impl EtcdViews {
             .with_connect_timeout(CONNECT_TIME)
             .with_timeout(REQUEST_TIME)
             .with_require_leader(true);
-        if self.endpoints.0.iter().any(|endpoint| endpoint.starts_with("https:")) {
+        if self.endpoints.use_tls() {
             options = options.with_tls(self.tls()?);
         }
         Ok(Client::connect(&self.endpoints.0, Some(options)).await?)
@@ -137,11 +143,18 @@ impl EtcdViews {
     }
 
     /// Puts `next` there if the key was last modified in `revision`, or if there is none for 0; whether it was so.
+    /// Then nothing older may be read there any more.
     async fn put(&mut self, client: &mut Client, revision: i64, next: &View) -> Result<bool, ViewStoreError> {
         let condition = Compare::mod_revision(self.key.as_str(), CompareOp::Equal, revision);
         let put = TxnOp::put(self.key.as_str(), record::render(next), None);
         match client.txn(Txn::new().when([condition]).and_then([put])).await {
-            Ok(answer) => Ok(answer.succeeded()),
+            Ok(answer) if answer.succeeded() => {
+                let now = answer.header().map_or(0, |header| header.revision());
+                let made = self.seen.filter(|_| revision != 0).map_or(now, |(made, _)| made);
+                self.seen = Some((made, next.number));
+                Ok(true)
+            }
+            Ok(_) => Ok(false),
             Err(error) if is_refusal(&error) => Err(self.failed(error)),
             Err(error) => {
                 self.note();
@@ -200,7 +213,14 @@ impl EtcdViews {
 
     fn unavailable(&mut self, failure: Failure) -> ViewStoreError {
         self.note();
-        ViewStoreError::Unavailable { place: self.place(), source: failure.0 }
+        // One that misses a certificate may close the connection without a word.
+        let source = match &self.tls.identity {
+            None if self.endpoints.use_tls() => {
+                format!("{} (no certificate was shown to it: see --etcd-cert)", failure.0).into()
+            }
+            _ => failure.0,
+        };
+        ViewStoreError::Unavailable { place: self.place(), source }
     }
 
     fn damaged(&self, reason: RecordDamage) -> ViewStoreError {
