@@ -1,6 +1,7 @@
 //! `sealblk replica` as a node runs it: its certificates are made by `sealblk tls bootstrap`, and a writer
 //! on another node speaks to it over real TLS.
 
+mod crowd;
 mod node;
 mod writer;
 

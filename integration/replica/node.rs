@@ -84,6 +84,15 @@ impl Node {
         self.address
     }
 
+    /// How much memory it has resident, and how many descriptors open.
+    pub fn footprint(&self) -> (usize, usize) {
+        let folder = Path::new("/proc").join(self.child.id().to_string());
+        let status = std::fs::read_to_string(folder.join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let resident_kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
+        (resident_kib << 10, std::fs::read_dir(folder.join("fd")).unwrap().count())
+    }
+
     /// The next line that has `part`.
     pub fn await_line(&mut self, part: &str) -> String {
         let deadline = Instant::now() + PATIENCE;

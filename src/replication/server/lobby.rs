@@ -76,11 +76,15 @@ impl Lobby {
         for alone in [false, true] {
             let mut ready: Vec<(Instant, usize)> = self.ready().collect();
             ready.sort_unstable();
+            let mut wanting = self.count(|waiting| waiting.has_spoken);
             for (_, key) in ready {
                 let ip = self.waiting[key].address.ip();
-                let alone = alone && self.ready().all(|(_, other)| self.waiting[other].address.ip() == ip);
-                if let Some(permit) = self.gate.enter(ip, alone) {
+                if let Some(permit) = self.gate.enter(ip, alone && wanting.len() == 1) {
                     let Waiting { stream, address, deadline, .. } = self.waiting.remove(key);
+                    match wanting.get_mut(&ip) {
+                        Some(count) if *count > 1 => *count -= 1,
+                        _ => _ = wanting.remove(&ip),
+                    }
                     // It leaves the set with its socket's last descriptor only, and that lives on.
                     if epoll::delete(&self.epoll, stream.as_fd()).is_ok() {
                         callers.push(Caller { stream, address, deadline, permit });
@@ -93,6 +97,15 @@ impl Lobby {
 
     fn ready(&self) -> impl Iterator<Item = (Instant, usize)> {
         self.waiting.iter().filter(|(_, waiting)| waiting.has_spoken).map(|(key, waiting)| (waiting.deadline, key))
+    }
+
+    /// How many there are of each address, of those that are meant.
+    fn count(&self, is_meant: impl Fn(&Waiting) -> bool) -> BTreeMap<IpAddr, usize> {
+        let mut counts = BTreeMap::new();
+        for (_, waiting) in self.waiting.iter().filter(|(_, waiting)| is_meant(waiting)) {
+            *counts.entry(waiting.address.ip()).or_default() += 1;
+        }
+        counts
     }
 
     /// Notes who has begun to speak.
@@ -114,11 +127,7 @@ impl Lobby {
     }
 
     fn evict(&mut self) -> Option<SocketAddr> {
-        let mut counts: BTreeMap<IpAddr, usize> = BTreeMap::new();
-        for (_, waiting) in &self.waiting {
-            *counts.entry(waiting.address.ip()).or_default() += 1;
-        }
-        let (ip, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        let (ip, _) = self.count(|_| true).into_iter().max_by_key(|(_, count)| *count)?;
         let own = self.waiting.iter().filter(|(_, waiting)| waiting.address.ip() == ip);
         let key = own.min_by_key(|(_, waiting)| (waiting.has_spoken, waiting.deadline)).map(|(key, _)| key)?;
         Some(self.waiting.remove(key).address)
