@@ -6,5 +6,6 @@ mod certificates;
 mod chaos;
 mod copies;
 mod ends;
+mod full_disks;
 mod links;
 mod resync;

@@ -340,10 +340,11 @@ impl Executor {
             self.waiting.push_front((key, piece));
             return;
         }
-        if let Err(error) = completion.result
-            && matches!(piece, Piece::Sync | Piece::Write { durable: true, .. })
-        {
-            self.copy.note_loss(error);
+        if let Err(error) = completion.result {
+            match piece {
+                Piece::Sync | Piece::Write { durable: true, .. } => self.copy.note_loss(error),
+                piece => self.copy.complain(piece, error),
+            }
         }
         let flight = &mut self.flights[key];
         flight.result = flight.result.and(completion.result);

@@ -24,6 +24,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -40,6 +41,7 @@ use crate::store::{
 
 pub use error::CopyError;
 pub use executor::{Ended, Executor, Payload};
+use plan::Piece;
 
 /// A copy in one life of it.
 pub struct OpenCopy {
@@ -50,6 +52,7 @@ pub struct OpenCopy {
     table: Mutex<RegionTable>,
     zeroing: KnownZeroing,
     sync_failed: AtomicBool,
+    complaints: Mutex<Complaints>,
     /// Before the store: the note of the holder goes before its lock.
     _holder: Holder,
     store: Store,
@@ -88,6 +91,7 @@ impl OpenCopy {
             table: Mutex::new(table),
             zeroing: KnownZeroing::default(),
             sync_failed: AtomicBool::new(false),
+            complaints: Mutex::default(),
             _holder: holder,
             store,
         }))
@@ -214,9 +218,29 @@ impl OpenCopy {
         }
     }
 
+    /// Says in the log that the disk did not do something, but not each time of many.
+    fn complain(&self, piece: Piece, error: Errno) {
+        let mut complaints = lock(&self.complaints);
+        if complaints.last.is_some_and(|last| last.elapsed() < COMPLAINT_PAUSE) {
+            complaints.withheld += 1;
+            return;
+        }
+        let withheld = std::mem::take(&mut complaints.withheld);
+        let more = if withheld > 0 { format!("; and {withheld} more like this before") } else { String::new() };
+        log::error!("{}: cannot {piece}: {error}{more}", self.data_path().display());
+        complaints.last = Some(Instant::now());
+    }
+
     fn zeroing(&self) -> &KnownZeroing {
         &self.zeroing
     }
+}
+
+/// What the log was told of failures of the disk.
+#[derive(Default)]
+struct Complaints {
+    last: Option<Instant>,
+    withheld: u64,
 }
 
 /// The view that the copy in `dir` has recorded; none if it never accepted one.
@@ -271,3 +295,5 @@ fn settle_view(dir: &Path, table: &mut RegionTable, view: Option<&View>) -> Resu
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(1);

@@ -1,5 +1,7 @@
 //! How a request is cut into operations of the file.
 
+use std::fmt;
+
 use crate::io::holes::{Run, runs};
 
 /// Something to do on the file for a request. Offsets are in bytes of the file; `at` is a byte of the
@@ -11,6 +13,18 @@ pub enum Piece {
     Zero { offset: u64, len: u64 },
     WriteZeros { offset: u64, len: u64 },
     Sync,
+}
+
+impl fmt::Display for Piece {
+    /// As what could not be done.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Read { offset, len } => write!(f, "read {len} bytes at {offset}"),
+            Self::Write { offset, len, .. } => write!(f, "write {len} bytes at {offset}"),
+            Self::Zero { offset, len } | Self::WriteZeros { offset, len } => write!(f, "zero {len} bytes at {offset}"),
+            Self::Sync => f.write_str("make what was written durable"),
+        }
+    }
 }
 
 /// The pieces of a write that leaves runs of zeros to holes: those that fill whole blocks of the file.

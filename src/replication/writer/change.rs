@@ -259,6 +259,7 @@ impl Writer {
             if in_sync.contains(member) {
                 if was == Standing::Joining && entry.lost.is_none() {
                     entry.standing = Standing::InSync;
+                    entry.failures = 0;
                     self.joined(member);
                 }
             } else if entry.lost.take().is_some() {

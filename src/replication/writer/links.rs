@@ -237,6 +237,10 @@ impl Writer {
             return;
         }
         self.cut(member);
+        if matches!(loss, Loss::Failed(_)) {
+            let now = self.now;
+            self.member_mut(member).rest(now);
+        }
         if !self.owed().contains(member) || self.may_be_read(member) {
             self.leave(member);
             return;

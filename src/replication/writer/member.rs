@@ -100,6 +100,8 @@ pub struct Member {
     pub outstanding: usize,
     /// How long to wait before connecting again, in microseconds.
     pub backoff_us: u64,
+    /// How often it has failed since it was last in sync.
+    pub failures: u32,
     /// What its region table said, while that is being fetched.
     pub rows: Vec<Row>,
     /// What it has to be sent.
@@ -166,7 +168,7 @@ pub enum Loss {
     #[error("it has restarted")]
     Restarted,
     /// Its disk reported an error.
-    #[error("its disk failed (error {0})")]
+    #[error("it failed: {}", std::io::Error::from_raw_os_error(*.0))]
     Failed(i32),
     /// It has left while it was about to join.
     #[error("it left while it was about to join")]
@@ -188,6 +190,7 @@ impl Member {
             heard: now,
             outstanding: 0,
             backoff_us: BACKOFF_US_MIN,
+            failures: 0,
             rows: Vec::new(),
             stale: BTreeSet::new(),
             unsettled: BTreeSet::new(),
@@ -215,7 +218,18 @@ impl Member {
         self.backoff_us = (self.backoff_us * 2).min(BACKOFF_US_MAX);
         retry_at
     }
+
+    /// Leaves a copy alone that has failed, longer each time until it is in sync again: a disk that is full or broken
+    /// is so for a while, and each try costs a change of the view.
+    pub fn rest(&mut self, now: Time) {
+        let pause_us = (FAILED_PAUSE_US_MIN << self.failures.min(FAILED_DOUBLINGS_MAX)).min(FAILED_PAUSE_US_MAX);
+        self.failures += 1;
+        self.link = Link::Down { retry_at: now.after_us(pause_us) };
+    }
 }
 
 pub const BACKOFF_US_MIN: u64 = 50_000;
 const BACKOFF_US_MAX: u64 = 5_000_000;
+const FAILED_PAUSE_US_MIN: u64 = 1_000_000;
+const FAILED_PAUSE_US_MAX: u64 = 60_000_000;
+const FAILED_DOUBLINGS_MAX: u32 = 6;

@@ -368,3 +368,32 @@ fn a_write_that_failed_is_kept_as_it_may_have_been_seen() {
     let replay = Payload::Retained { entry: 0, skip: 0 };
     assert!(bench.find(|action| matches!(action, Action::Send { payload, .. } if *payload == replay)).is_some());
 }
+
+#[test]
+fn a_copy_that_fails_again_and_again_is_tried_less_and_less_often() {
+    let mut bench = Bench::serving(&[1, 1], false);
+    let fails_from = |bench: &mut Bench, life: u128| {
+        bench.failing = |request| matches!(request, Request::Write { sparse: true, .. });
+        bench.deaf = vec![1];
+        bench.restart(1, life);
+        bench.write(life as u64, 0);
+        bench.deaf.clear();
+        bench.seen.clear();
+    };
+    fails_from(&mut bench, 2);
+    bench.pass(240_000_000);
+    let tries = |bench: &Bench| {
+        let is_try = |action: &&Action| matches!(action, Action::Connect { member: MemberIndex(1), .. });
+        bench.seen.iter().filter(is_try).count()
+    };
+    assert!((7..=11).contains(&tries(&bench)), "{} tries in four minutes", tries(&bench));
+    assert!(bench.swaps().len() <= 11, "each try changes the view: {}", bench.swaps().len());
+
+    // Well again, it is not kept waiting longer than that; and what was is forgotten.
+    bench.failing = |_| false;
+    bench.pass(62_000_000);
+    assert_eq!(bench.writer.standing(MemberIndex(1)), Standing::InSync);
+    fails_from(&mut bench, 3);
+    bench.pass(12_000_000);
+    assert!(tries(&bench) >= 3, "{} tries in twelve seconds", tries(&bench));
+}
