@@ -10,6 +10,7 @@ mod model;
 #[allow(dead_code)]
 #[path = "../replication/process.rs"]
 mod process;
+mod scale;
 mod scene;
 mod stories;
 #[path = "../support/mod.rs"]

@@ -270,4 +270,4 @@ pub const NODES: usize = 3;
 pub const VOLUME: &str = "disk-0";
 pub const SECRET: &str = "disk-0-key";
 pub const LONG: Duration = Duration::from_secs(90);
-const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
+pub const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
