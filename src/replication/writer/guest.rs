@@ -201,6 +201,7 @@ impl Writer {
         let request = &mut self.requests[key];
         request.state = State::Sent(MemberSet::only(member));
         let (lane, token, body) = (request.lane, request.token, request.operation.request());
+        self.note_reader(member);
         self.issue(member, lane, Purpose::Guest(key), body, Payload::Guest { lane, token });
         true
     }
@@ -269,14 +270,12 @@ impl Writer {
         others.map(|member| self.member(member)).all(|member| self.now.since_us(member.heard) < lease_us)
     }
 
-    /// Who is read from: the copy at hand, else the one with least to do.
+    /// Who is read from: the copy at hand, else the one that is likely to answer first.
     pub(super) fn reader(&self, tried: MemberSet) -> Option<MemberIndex> {
         let candidates = self.in_sync().without(self.lost()).without(tried);
         match self.local {
             Some(local) if candidates.contains(local) => Some(local),
-            _ => candidates.iter().min_by_key(|&member| {
-                (self.member(member).link != super::Link::Up, self.member(member).outstanding, member)
-            }),
+            _ => self.best_reader(candidates),
         }
     }
 

@@ -16,6 +16,7 @@
 //! | --- | --- |
 //! | `attach` | becoming the writer: claim the view, gather the copies, wait the old lease out |
 //! | `guest` | reads, writes and flushes of the guest |
+//! | `reading` | which copy a read goes to |
 //! | `links` | sessions with members: up, down, too slow |
 //! | `change` | changes of the view, and their announcement |
 //! | `copy` | making regions equal: what a crash left different, and what a member missed |
@@ -31,6 +32,7 @@ mod links;
 mod member;
 mod pace;
 mod ranges;
+mod reading;
 mod retain;
 mod settle;
 
@@ -256,6 +258,8 @@ pub struct Writer {
     /// Regions with an intent.
     open: BTreeMap<RegionIndex, Open>,
     writes: u64,
+    /// Reads of the guest that were sent.
+    reads: u64,
     sweep: Option<Sweep>,
     next_sweep: u64,
     sweep_at: Time,
@@ -345,6 +349,7 @@ impl Writer {
             rows: vec![Row::default(); regions.count() as usize],
             open: BTreeMap::new(),
             writes: 0,
+            reads: 0,
             sweep: None,
             next_sweep: 0,
             sweep_at: now.after_us(settings.settle_interval_us),
@@ -431,6 +436,7 @@ impl Writer {
             return;
         }
         self.check_attach();
+        self.check_reads();
         self.check_links();
         self.check_change();
         self.check_sweep();
@@ -451,6 +457,7 @@ impl Writer {
             return;
         }
         let command = self.commands.remove(key);
+        self.note_read_time(&command, &reply);
         let entry = self.member_mut(member);
         entry.heard = entry.heard.max(command.sent);
         if command.purpose != Purpose::Ping {
