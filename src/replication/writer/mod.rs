@@ -164,6 +164,16 @@ pub enum Action {
         /// The number to keep it under.
         entry: u64,
     },
+    /// A member will answer a read late or not at all, and another is asked: its bytes are not to go where those of
+    /// the other will.
+    Abandon {
+        /// Who was asked.
+        member: MemberIndex,
+        /// Over which connection.
+        lane: Lane,
+        /// What its answer will be known by.
+        id: u64,
+    },
     /// What was kept under lower numbers is not needed any more.
     Release {
         /// The first number that is.
@@ -301,6 +311,8 @@ struct Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Guest(usize),
+    /// A read for which another member was asked instead: nobody waits for the answer.
+    Late,
     CopyRead(u64),
     CopyWrite(u64),
     Accept(ViewNumber),
@@ -437,6 +449,7 @@ impl Writer {
         }
         self.check_attach();
         self.check_reads();
+        self.ask_others();
         self.check_links();
         self.check_change();
         self.check_sweep();
@@ -474,7 +487,7 @@ impl Writer {
             Purpose::Finish => self.finished(member, reply),
             Purpose::Replay => self.replayed(member, reply),
             Purpose::ChangeFlush => self.change_flushed(member, reply),
-            Purpose::Ping => {}
+            Purpose::Late | Purpose::Ping => {}
         }
         self.settle_down();
     }

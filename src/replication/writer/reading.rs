@@ -8,9 +8,15 @@
 //! one read at a time: the sooner the less slow it was, and at the latest after [`MEMORY_US_MAX`]. A read that is not
 //! answered counts while it waits, so that a member which has come to a stop is left alone before it is lost.
 //!
+//! A read that has waited for long is sent to another member, if one is there that will be quicker, and the first is
+//! not waited for any more. It may still answer, in its own time, so the command stays: its number is not free, and a
+//! member that answers nothing is lost for it as for any other. Invariant: the bytes of a late answer go nowhere;
+//! [`Action::Abandon`] says so before the other is asked. Where a copy is in this process no read is sent elsewhere:
+//! memory that was lent to a disk is not to be had.
+//!
 //! Nothing depends on these numbers but how long reads take: which copies may be read is not decided here.
 
-use super::{Command, MemberSet, Purpose, Time, Writer};
+use super::{Action, Command, MemberSet, Payload, Purpose, Time, Writer};
 use crate::replication::message::{Reply, Request};
 use crate::replication::view::MemberIndex;
 
@@ -62,6 +68,47 @@ impl Writer {
         })
     }
 
+    /// Who of these is read from best, if that is likely to be quicker than to wait for `member`.
+    pub(super) fn quicker_reader(&self, candidates: MemberSet, member: MemberIndex) -> Option<MemberIndex> {
+        let class = |member| self.member(member).reading.class(self.now);
+        let is_quicker =
+            |&other: &MemberIndex| self.member(other).link == super::Link::Up && class(other) < class(member);
+        self.best_reader(candidates.iter().filter(is_quicker).collect())
+    }
+
+    /// Has reads that have waited for too long answered by others.
+    pub(super) fn ask_others(&mut self) {
+        if self.local.is_some() {
+            return;
+        }
+        let patience_us = self.settings.peer_timeout_us / READ_PATIENCE;
+        let waits = |command: &Command| match command.purpose {
+            Purpose::Guest(key) if command.is_guest_read() && self.now.since_us(command.sent) > patience_us => {
+                Some(key)
+            }
+            _ => None,
+        };
+        let late: Vec<(usize, usize)> =
+            self.commands.iter().filter_map(|(id, command)| Some((id, waits(command)?))).collect();
+        for (id, key) in late {
+            self.read_elsewhere(id, key);
+        }
+    }
+
+    /// Nobody waits for the answer to a read any more.
+    pub(super) fn leave_unanswered(&mut self, id: usize) {
+        let (member, lane) = (self.commands[id].member, self.commands[id].lane);
+        if self.member(member).link == super::Link::Up {
+            let command = &mut self.commands[id];
+            (command.purpose, command.payload) = (Purpose::Late, Payload::None);
+            self.actions.push(Action::Abandon { member, lane, id: id as u64 });
+        } else {
+            // It is not with the member, and needs not go there.
+            self.commands.remove(id);
+            self.member_mut(member).outstanding -= 1;
+        }
+    }
+
     /// A read goes to a member.
     pub(super) fn note_reader(&mut self, member: MemberIndex) {
         self.reads += 1;
@@ -93,7 +140,7 @@ impl Writer {
 
 impl Command {
     fn is_guest_read(&self) -> bool {
-        matches!((self.purpose, &self.request), (Purpose::Guest(_), Request::Read { .. }))
+        matches!((self.purpose, &self.request), (Purpose::Guest(_) | Purpose::Late, Request::Read { .. }))
     }
 }
 
@@ -103,6 +150,8 @@ const HALVING_US: u64 = 1_000_000;
 const ALIKE_US: u64 = 128;
 /// No read counts as slower.
 const READ_US_MAX: u64 = 1 << 20;
+/// The part of the peer timeout after which a read is sent elsewhere.
+const READ_PATIENCE: u64 = 8;
 /// After so long nothing is left of a measure.
 pub const MEMORY_US_MAX: u64 = HALVING_US * 14;
 const _: () = assert!(READ_US_MAX >> (MEMORY_US_MAX / HALVING_US) < ALIKE_US);

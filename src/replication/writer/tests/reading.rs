@@ -84,20 +84,88 @@ fn a_copy_that_is_slow_is_tried_again_while_others_are_busy_with_reads() {
 }
 
 #[test]
-fn a_copy_that_has_come_to_a_stop_is_left_alone_before_it_is_lost() {
+fn a_read_that_waits_for_long_is_answered_by_another_copy() {
     let mut bench = Bench::reading(2);
     let stalled = bench.read(1);
-    let waiting = bench.held_back.clone();
-    bench.pass(TIMEOUT_US / 2);
+    let (member, id) = bench.held_back.pop().unwrap();
+    assert_eq!(member.0, stalled);
+    bench.pass(PATIENCE_US);
+    let abandoned = bench.find(|action| *action == Action::Abandon { member, lane: Lane(1), id }).unwrap();
+    let asked = |action: &Action| matches!(action, Action::Send { member, request: Request::Read { .. }, .. } if member.0 != stalled);
+    assert!(abandoned < bench.find(asked).unwrap(), "the late bytes might come between");
+    bench.answer_read(Reply::Data);
+    assert_eq!(bench.ended(1), Some(Ok(())));
+    // Others do not wait for it at all.
     for token in 2..60 {
         assert_ne!(bench.read_timed(token, |_| 2_000), stalled);
     }
-    // What it was asked for goes to the other when it is lost, and is answered.
-    assert_eq!(bench.ended(1), None);
+    // Its number is not free before the answer has come, which is worth nothing.
+    assert_eq!(bench.writer.in_flight(member).0, 1);
+    bench.seen.clear();
+    bench.reply(member, id, Reply::Data);
+    bench.run();
+    assert_eq!(bench.find(|action| matches!(action, Action::Complete { .. })), None);
+    assert_eq!(bench.writer.in_flight(member).0, 0);
+}
+
+#[test]
+fn a_copy_that_never_answers_is_lost_although_nobody_waits_for_it() {
+    let mut bench = Bench::reading(3);
+    let stalled = bench.read(1);
     bench.held_back.clear();
+    bench.pass(PATIENCE_US);
+    bench.answer_read(Reply::Data);
     bench.pass(TIMEOUT_US);
-    assert_eq!(bench.held_back.len(), 1);
-    assert_ne!(bench.held_back[0].0, waiting[0].0);
+    let lost = Action::Lost(MemberIndex(stalled), Loss::Slow);
+    assert!(bench.find(|action| *action == lost).is_some());
+}
+
+#[test]
+fn where_all_copies_are_slow_none_is_asked_twice() {
+    let mut bench = Bench::reading(2);
+    assert_ne!(bench.read(1), bench.read(2));
+    bench.pass(TIMEOUT_US / 2);
+    assert_eq!(bench.held_back.len(), 2);
+    assert_eq!(bench.find(|action| matches!(action, Action::Abandon { .. })), None);
+}
+
+#[test]
+fn what_nobody_waits_for_ends_with_its_session_or_its_lane() {
+    for lane_ends in [false, true] {
+        let mut bench = Bench::reading(2);
+        let stalled = bench.read(1);
+        let (member, id) = bench.held_back.pop().unwrap();
+        bench.pass(PATIENCE_US);
+        bench.answer_read(Reply::Data);
+        assert_eq!(bench.writer.in_flight(member).0, 1);
+        bench.seen.clear();
+        if lane_ends {
+            bench.writer.lane_ended(Time(bench.now), Lane(2));
+            assert_eq!(bench.writer.in_flight(member).0, 1, "of another lane");
+            bench.writer.lane_ended(Time(bench.now), Lane(1));
+        } else {
+            bench.writer.disconnected(Time(bench.now), member, bench.sessions[usize::from(stalled)], None);
+        }
+        assert_eq!(bench.writer.in_flight(member).0, 0);
+        bench.pass(TIMEOUT_US / 2);
+        let again = |action: &Action| matches!(action, Action::Send { member: to, id: of, request: Request::Read { .. }, .. } if (*to, *of) == (member, id));
+        assert_eq!(bench.find(again), None);
+        assert_eq!(bench.writer.view().in_sync().count(), 2);
+    }
+}
+
+#[test]
+fn a_copy_that_was_too_slow_is_asked_again_if_the_other_cannot_read() {
+    let mut bench = Bench::reading(2);
+    let stalled = bench.read(1);
+    let first = bench.held_back.pop().unwrap();
+    bench.pass(PATIENCE_US);
+    bench.answer_read(Reply::Failed(5));
+    let second = *bench.held_back.last().unwrap();
+    assert!(second.0.0 == stalled && second.1 != first.1, "its first number is in use");
+    bench.reply(first.0, first.1, Reply::Data);
+    bench.run();
+    assert_eq!(bench.ended(1), None, "that is not the answer which is waited for");
     bench.answer_read(Reply::Data);
     assert_eq!(bench.ended(1), Some(Ok(())));
 }
@@ -124,9 +192,13 @@ fn a_session_that_ends_costs_a_read_another_copy_and_no_error() {
     bench.deaf = vec![asked];
     bench.writer.disconnected(Time(bench.now), MemberIndex(asked), bench.sessions[usize::from(asked)], None);
     bench.run();
-    bench.pass(TIMEOUT_US + 200_000);
+    bench.pass(PATIENCE_US);
+    assert_eq!(bench.find(|action| matches!(action, Action::Lost(..))), None, "it may come back in time");
     let (member, _) = *bench.held_back.last().expect("it was sent to another copy");
     assert_ne!(member.0, asked);
     bench.answer_read(Reply::Data);
     assert_eq!(bench.ended(1), Some(Ok(())));
 }
+
+/// A little longer than a read waits for one copy.
+const PATIENCE_US: u64 = TIMEOUT_US / 8 + 20_000;
