@@ -37,6 +37,8 @@ pub struct Plan {
     pub diskless: usize,
     pub size_bytes: u64,
     pub failure_mode: &'static str,
+    /// For how long a successor waits that cannot reach everybody.
+    pub lease: &'static str,
     /// Whether nodes are given revocation lists.
     pub revocation: bool,
     /// Whether writers reach nodes through proxies.
@@ -67,8 +69,15 @@ pub struct Writer {
 
 impl Plan {
     /// Three nodes, of which two must be in sync.
-    pub const USUAL: Plan =
-        Plan { nodes: 3, diskless: 0, size_bytes: 64 << 20, failure_mode: "soft", revocation: false, proxies: false };
+    pub const USUAL: Plan = Plan {
+        nodes: 3,
+        diskless: 0,
+        size_bytes: 64 << 20,
+        failure_mode: "soft",
+        lease: "3s",
+        revocation: false,
+        proxies: false,
+    };
 }
 
 impl Cluster {
@@ -214,8 +223,10 @@ impl Cluster {
         self.monitors[node] = socket.clone();
         let mut command = self.command(node, "serve");
         command.arg("--socket").arg(&socket);
-        command.args(["--view", "file:views", "--queues", "4"]);
-        command.args(["--peer-timeout", PEER_TIMEOUT]).args(arguments);
+        command.args(["--view", "file:views", "--queues", "4"]).args(arguments);
+        if !arguments.contains(&"--peer-timeout") {
+            command.args(["--peer-timeout", PEER_TIMEOUT]);
+        }
         self.identify(node, &mut command);
         let process = Process::start(&format!("writer-{}", name(node)), self.folder.path(), &mut command);
         Writer { process, socket }
@@ -314,7 +325,7 @@ impl Cluster {
         let mut command = self.command(0, "volume");
         command.args(["create", "--size", &plan.size_bytes.to_string(), "--sector-size", "4096"]);
         command.args(["--key", "file:key", "--view", "file:views", "--failure-mode", plan.failure_mode]);
-        command.args(["--lease", LEASE]);
+        command.args(["--lease", plan.lease]);
         for node in 0..plan.nodes {
             command.args(["--member", &format!("{}={}", name(node), self.reached(node))]);
         }
@@ -392,8 +403,6 @@ fn first_difference(one: &Path, other: &Path) -> Option<u64> {
 /// How long a copy may take to answer before the volume goes on without it.
 pub const PEER_TIMEOUT_TIME: Duration = Duration::from_secs(2);
 const PEER_TIMEOUT: &str = "2s";
-/// For how long a successor waits that cannot reach everybody.
-const LEASE: &str = "3s";
 /// For what takes a resync.
 pub const LONG: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);

@@ -11,6 +11,7 @@ use sealblk::replication::primary::status::{CopyState, Status};
 
 use crate::cluster::{Cluster, LONG, PEER_TIMEOUT_TIME, Plan, Writer, name, succeed};
 use crate::model::{BLOCK, Model};
+use crate::support::guest::Guest;
 use crate::support::search::Traces;
 use crate::workload::{Load, Manner};
 
@@ -70,6 +71,34 @@ fn losing_the_copy_that_reads_come_from_costs_the_guest_no_error() {
         scene.load.await_progress(300);
     }
     scene.end();
+}
+
+#[test]
+fn a_read_does_not_wait_for_a_copy_that_has_stopped_while_another_can_answer() {
+    let mut cluster = Cluster::start(&Plan { lease: "60s", ..PLAN });
+    let writer = cluster.serve(HOME, &["--peer-timeout", "40s"]);
+    cluster.await_in_sync(HOME);
+    let mut guest = Guest::connect(&writer.socket);
+    guest.stay();
+    guest.write(0, &[7; BLOCK]);
+    let view = cluster.status(HOME).view;
+    cluster.signal_replica(1, Signal::STOP);
+    // One after the other, so that one of them goes to each copy.
+    for _ in 0..2 * PLAN.nodes {
+        assert_eq!(guest.read(0, BLOCK), [7; BLOCK]);
+    }
+    let status = cluster.status(HOME);
+    assert_eq!((status.view, status.members[1].state), (view, CopyState::InSync), "it was not waited for");
+    // Its late answers are worth nothing, and harm nothing.
+    cluster.signal_replica(1, Signal::CONT);
+    cluster.await_status(HOME, "it has answered", LONG, |status| status.members[1].requests_in_flight == 0);
+    guest.write(0, &[8; BLOCK]);
+    for _ in 0..2 * PLAN.nodes {
+        assert_eq!(guest.read(0, BLOCK), [8; BLOCK]);
+    }
+    drop(guest);
+    writer.process.terminate();
+    cluster.assert_equal();
 }
 
 #[test]
