@@ -143,18 +143,14 @@ impl Target {
         key: Option<&XtsKey>,
         kind: Option<Kind>,
     ) -> Result<(Volume, Option<Arc<OpenCopy>>), CliError> {
-        let copy = match &self.wanted {
-            Wanted::Copy(dir) => Some(open_copy(dir, kind)?),
+        let here = |copy: Arc<OpenCopy>| -> Result<_, CliError> { Ok((Volume::of_copy(&copy, key)?, Some(copy))) };
+        let (volume, copy) = match &self.wanted {
+            Wanted::Copy(dir) => here(open_copy(dir, kind)?)?,
             Wanted::View(view) if view.member_on(node).is_some() => {
                 let dir = args.root.join(view.volume.to_string());
-                Some(open_copy(&dir, kind).map_err(|error| missing(error, view.volume, node, &dir))?)
+                here(open_copy(&dir, kind).map_err(|error| missing(error, view.volume, node, &dir))?)?
             }
-            Wanted::View(_) => None,
-        };
-        let volume = match (&copy, &self.wanted) {
-            (None, Wanted::View(view)) => elsewhere(view, node, tls, args.replication.peer_timeout, key)?,
-            (Some(copy), _) => Volume::of_copy(copy, key)?,
-            (None, Wanted::Copy(_)) => return Err(CliError::Usage("give the volume's folder".to_owned())),
+            Wanted::View(view) => (elsewhere(view, node, tls, args.replication.peer_timeout, key)?, None),
         };
         self.check(&volume)?;
         Ok((volume, copy))
