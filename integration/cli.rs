@@ -385,7 +385,7 @@ fn images_that_do_not_fit_are_refused_before_anything_is_written() {
 #[test]
 fn wrong_usage_has_exit_status_2_and_one_line() {
     let bench = Bench::new();
-    let cases: [(&str, &[&str]); 13] = [
+    let cases: [(&str, &[&str]); 17] = [
         ("", &["subcommand", "volume"]),
         ("nonsense", &["nonsense"]),
         ("volume create disk", &["--size"]),
@@ -399,6 +399,10 @@ fn wrong_usage_has_exit_status_2_and_one_line() {
         ("volume create disk --size 1M --sector-size 1024 --no-encryption", &["1024", "512, 4096"]),
         ("volume create disk --size 1M --key elsewhere:key", &["file:PATH"]),
         ("key generate --namespace a_b", &["a_b", "namespace"]),
+        ("serve --socket s --key file:key --id 11111111-1111-4111-8111-111111111111", &["--view"]),
+        ("serve disk --socket s --key file:key --root copies", &["--volume", "--id"]),
+        ("serve --socket s --key file:key --view file:views --id nonsense", &["nonsense", "--id"]),
+        ("volume status disk --socket s", &["--socket"]),
     ];
     for (arguments, parts) in cases {
         bench.fails(2, arguments, parts);
@@ -408,6 +412,12 @@ fn wrong_usage_has_exit_status_2_and_one_line() {
     let output = { pasted }.output().unwrap();
     bench.check_failure(&output, 2, "pasted", &["file:PATH"]);
     assert!(!bench.path("disk").exists());
+}
+
+#[test]
+fn a_socket_that_nobody_serves_without_a_copy_says_nothing_of_a_volume() {
+    let bench = Bench::new();
+    bench.fails(1, "volume status --socket disk.sock", &["nobody serves", "disk.sock", "name its folder"]);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Nodes with certificates and replicas, and a volume that has a copy on each.
 //!
 //! Node 0 is `node-a`, node 1 is `node-b`, and so on. Each has a folder for its copies and listens in its own
-//! network; a writer may be started on any of them, over the copy there.
+//! network; a writer may be started on any of them, over the copy there. The last nodes may have no copy and no
+//! replica: a writer there stores nothing.
 
 use std::fs::{self, File, Permissions};
 use std::io::Read;
@@ -30,9 +31,14 @@ use super::support::volume::SEALBLK;
 
 /// What a cluster and its volume are like.
 pub struct Plan {
+    /// Nodes with a copy.
     pub nodes: usize,
+    /// More nodes, without one.
+    pub diskless: usize,
     pub size_bytes: u64,
     pub failure_mode: &'static str,
+    /// For how long a successor waits that cannot reach everybody.
+    pub lease: &'static str,
     /// Whether nodes are given revocation lists.
     pub revocation: bool,
     /// Whether writers reach nodes through proxies.
@@ -51,6 +57,8 @@ pub struct Cluster {
     sockets: TempDir,
     folder: TempDir,
     writers: usize,
+    /// The socket of the newest writer of each node.
+    monitors: Vec<PathBuf>,
 }
 
 /// A `sealblk serve` on a node.
@@ -61,14 +69,22 @@ pub struct Writer {
 
 impl Plan {
     /// Three nodes, of which two must be in sync.
-    pub const USUAL: Plan =
-        Plan { nodes: 3, size_bytes: 64 << 20, failure_mode: "soft", revocation: false, proxies: false };
+    pub const USUAL: Plan = Plan {
+        nodes: 3,
+        diskless: 0,
+        size_bytes: 64 << 20,
+        failure_mode: "soft",
+        lease: "3s",
+        revocation: false,
+        proxies: false,
+    };
 }
 
 impl Cluster {
     /// With every replica running and a new volume.
     pub fn start(plan: &Plan) -> Cluster {
-        let network = Arc::new(Network::new(plan.nodes));
+        let all = plan.nodes + plan.diskless;
+        let network = Arc::new(Network::new(all));
         let proxied = if plan.proxies { plan.nodes } else { 0 };
         let proxies = (0..proxied).map(|node| Proxy::start(&network, node, PROXY_PORT, PORT)).collect();
         let mut cluster = Cluster {
@@ -81,16 +97,17 @@ impl Cluster {
             sockets: TempDir::new().expect("a folder for sockets, whose paths have to be short"),
             folder: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the cluster"),
             writers: 0,
+            monitors: vec![PathBuf::new(); all],
         };
         fs::write(cluster.path("key"), pattern(KEY_SEED, 64)).expect("the key file");
         fs::set_permissions(cluster.path("key"), Permissions::from_mode(0o600)).expect("the key file's mode");
         fs::create_dir(cluster.path("views")).expect("a folder for views");
-        cluster.certify((0..plan.nodes).collect::<Vec<_>>().as_slice());
-        for node in 0..plan.nodes {
+        cluster.certify((0..all).collect::<Vec<_>>().as_slice());
+        for node in 0..all {
             fs::create_dir(cluster.path(&name(node))).expect("a folder for copies");
             cluster.revoke(node, &[]);
-            cluster.start_replica(node);
         }
+        (0..plan.nodes).for_each(|node| cluster.start_replica(node));
         cluster.create_volume(plan);
         cluster
     }
@@ -190,12 +207,26 @@ impl Cluster {
 
     /// Starts a writer on a node.
     pub fn begin_to_serve(&mut self, node: usize, arguments: &[&str]) -> Writer {
+        if node < self.replicas.len() {
+            let copy = self.copy(node).into_os_string().into_string().expect("text");
+            return self.begin_to_serve_as(node, &[&[copy.as_str(), "--key", "file:key"], arguments].concat());
+        }
+        let id = self.volume.to_string();
+        let volume = ["--id", &id, "--root", &name(node), "--key", "file:key"];
+        self.begin_to_serve_as(node, &[&volume, arguments].concat())
+    }
+
+    /// The same; the arguments say which volume, and name its key.
+    pub fn begin_to_serve_as(&mut self, node: usize, arguments: &[&str]) -> Writer {
         self.writers += 1;
         let socket = self.sockets.path().join(format!("{}.sock", self.writers));
+        self.monitors[node] = socket.clone();
         let mut command = self.command(node, "serve");
-        command.arg(self.copy(node)).arg("--socket").arg(&socket);
-        command.args(["--key", "file:key", "--view", "file:views", "--queues", "4"]);
-        command.args(["--peer-timeout", PEER_TIMEOUT]).args(arguments);
+        command.arg("--socket").arg(&socket);
+        command.args(["--view", "file:views", "--queues", "4"]).args(arguments);
+        if !arguments.contains(&"--peer-timeout") {
+            command.args(["--peer-timeout", PEER_TIMEOUT]);
+        }
         self.identify(node, &mut command);
         let process = Process::start(&format!("writer-{}", name(node)), self.folder.path(), &mut command);
         Writer { process, socket }
@@ -203,8 +234,29 @@ impl Cluster {
 
     /// How the volume stands, as a node knows it.
     pub fn status(&self, node: usize) -> Status {
-        let output = succeed(self.command(node, "volume").args(["status", "--json"]).arg(self.copy(node)));
+        let output = succeed(self.ask_for_status(node).arg("--json"));
         serde_json::from_slice(&output.stdout).expect("a status in JSON")
+    }
+
+    /// The command that says how the volume stands, as a node knows it.
+    pub fn ask_for_status(&self, node: usize) -> Command {
+        let mut command = self.command(node, "volume");
+        command.arg("status");
+        match node < self.replicas.len() {
+            true => command.arg(self.copy(node)),
+            false => command.arg("--socket").arg(&self.monitors[node]),
+        };
+        command
+    }
+
+    /// The volume's id.
+    pub fn volume(&self) -> Uuid {
+        self.volume
+    }
+
+    /// The view as it is stored.
+    pub fn stored_view(&self) -> Vec<u8> {
+        fs::read(self.path("views").join(format!("{}.json", self.volume))).expect("the view")
     }
 
     /// Waits until the writer on a node says that something is so.
@@ -273,7 +325,7 @@ impl Cluster {
         let mut command = self.command(0, "volume");
         command.args(["create", "--size", &plan.size_bytes.to_string(), "--sector-size", "4096"]);
         command.args(["--key", "file:key", "--view", "file:views", "--failure-mode", plan.failure_mode]);
-        command.args(["--lease", LEASE]);
+        command.args(["--lease", plan.lease]);
         for node in 0..plan.nodes {
             command.args(["--member", &format!("{}={}", name(node), self.reached(node))]);
         }
@@ -323,7 +375,7 @@ pub fn name(node: usize) -> String {
     format!("node-{}", char::from(b'a' + node as u8))
 }
 
-fn succeed(command: &mut Command) -> Output {
+pub fn succeed(command: &mut Command) -> Output {
     let output = command.output().expect("running sealblk");
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     output
@@ -351,8 +403,6 @@ fn first_difference(one: &Path, other: &Path) -> Option<u64> {
 /// How long a copy may take to answer before the volume goes on without it.
 pub const PEER_TIMEOUT_TIME: Duration = Duration::from_secs(2);
 const PEER_TIMEOUT: &str = "2s";
-/// For how long a successor waits that cannot reach everybody.
-const LEASE: &str = "3s";
 /// For what takes a resync.
 pub const LONG: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);

@@ -89,9 +89,18 @@ impl Network {
 
     /// Bytes that have come to a node from the others.
     pub fn received_bytes(&self, node: usize) -> u64 {
+        self.bytes(node, "rx")
+    }
+
+    /// Bytes that a node has sent to the others.
+    pub fn sent_bytes(&self, node: usize) -> u64 {
+        self.bytes(node, "tx")
+    }
+
+    fn bytes(&self, node: usize, direction: &str) -> u64 {
         let text = self.nodes[node].ip(&format!("-json -statistics link show {INTERFACE}"));
         let links: serde_json::Value = serde_json::from_str(&text).expect("ip prints JSON when asked to");
-        links[0]["stats64"]["rx"]["bytes"].as_u64().expect("a count of bytes")
+        links[0]["stats64"][direction]["bytes"].as_u64().expect("a count of bytes")
     }
 }
 

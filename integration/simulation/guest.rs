@@ -131,6 +131,11 @@ impl Guest {
         }
     }
 
+    /// Whether a request has not ended.
+    pub fn has(&self, lane: Lane, token: u64) -> bool {
+        self.requests.contains_key(&(lane, token))
+    }
+
     pub fn complete(&mut self, lane: Lane, token: u64) -> Option<Request> {
         self.requests.remove(&(lane, token))
     }

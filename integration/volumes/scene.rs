@@ -55,7 +55,7 @@ impl Scene {
         scene.make_key();
         let mut command = scene.command("tls");
         command.args(["bootstrap", "pki"]);
-        for node in 0..NODES {
+        for node in 0..=NODES {
             command.args(["--node", &name(node)]);
         }
         succeed(&mut command);
@@ -205,6 +205,11 @@ impl Scene {
         }
     }
 
+    /// Whether there is a folder for copies on a node.
+    pub fn has_folder(&self, node: usize) -> bool {
+        self.folder.path().join(name(node)).exists()
+    }
+
     pub fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new(SEALBLK);
         command.arg(subcommand).current_dir(self.folder.path());
@@ -266,6 +271,7 @@ pub fn deployed(file: &str) -> PathBuf {
     Path::new(DEPLOY).join(file)
 }
 
+/// Nodes that are members of the volume; the next one is none.
 pub const NODES: usize = 3;
 pub const VOLUME: &str = "disk-0";
 pub const SECRET: &str = "disk-0-key";

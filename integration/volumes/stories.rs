@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use sealblk::replication::primary::status::{CopyState, Status};
 
 use crate::model::{BLOCK, Model};
-use crate::scene::{LONG, SECRET, Scene, VOLUME, deployed, fail, name, succeed};
+use crate::scene::{LONG, NODES, SECRET, Scene, VOLUME, deployed, fail, name, succeed};
 use crate::support::cluster::Cluster;
 use crate::support::guest::Guest;
 use crate::workload::{Load, Manner};
@@ -172,6 +172,58 @@ fn without_api_server(away: impl Fn(&Cluster), back: impl Fn(&Cluster)) {
     load.finish();
     writer.process.terminate();
     scene.assert_equal();
+}
+
+#[test]
+fn a_node_that_is_no_member_attaches_the_volume_by_its_name() {
+    let mut scene = Scene::with_volume();
+    let home = NODES;
+    let mut old = scene.serve(home);
+    scene.await_column("WRITER", "node-d");
+    scene.await_column("READY", "True");
+    let mut load = Load::start(&old.socket, Model::new(BLOCKS), Manner::usual(65));
+    load.await_progress(300);
+    scene.kill_replica(0);
+    scene.await_column("IN-SYNC", "2/3");
+    load.await_progress(300);
+    scene.start_replica(0);
+    scene.await_column("IN-SYNC", "3/3");
+    // To a member and back.
+    for node in [1, home] {
+        load.await_progress(300);
+        let new = scene.serve(node);
+        let model = load.abandon();
+        assert!(!old.process.await_end(LONG).success());
+        scene.await_column("WRITER", &name(node));
+        load = Load::start(&new.socket, model, Manner::usual(66));
+        old = new;
+    }
+    scene.await_column("IN-SYNC", "3/3");
+    load.finish();
+    old.process.terminate();
+    scene.assert_equal();
+    assert!(!scene.has_folder(home), "nothing is stored on the node");
+    let refused: Vec<_> = scene.requests().into_iter().filter(|request| request.ends_with(" 403")).collect();
+    assert_eq!(refused, [] as [String; 0], "deploy/ grants what it takes");
+
+    // A Volume that says another size than its copies have is not attached.
+    let view = scene.view_number();
+    let patch = r#"{"spec":{"size":"128Mi"}}"#;
+    scene.cluster.kubectl(&[
+        "-n",
+        &scene.namespace,
+        "patch",
+        "volumes.sealblk.io",
+        VOLUME,
+        "--type=merge",
+        "-p",
+        patch,
+    ]);
+    let mut writer = scene.begin_to_serve(home);
+    assert_eq!(writer.process.await_end(LONG).code(), Some(1));
+    let said = writer.process.said();
+    assert!(said.contains("its size is 134217728 and that of its copies is 67108864: set it back"), "{said}");
+    assert_eq!(scene.view_number(), view);
 }
 
 /// The server of the tests does not know these rules, but must not trip over them.

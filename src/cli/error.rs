@@ -4,6 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use uuid::Uuid;
+
 use crate::controller::process::ControllerError;
 use crate::coordination::ViewStoreError;
 use crate::coordination::kubernetes::VolumeName;
@@ -12,8 +14,10 @@ use crate::crypto::benchmark::BenchmarkError;
 use crate::keys::{KeyError, Namespace, SourceError};
 use crate::replication::copy::CopyError;
 use crate::replication::creation::CreationError;
+use crate::replication::description::DescriptionError;
 use crate::replication::primary::PrimaryError;
 use crate::replication::server::ServerError;
+use crate::replication::view::NodeName;
 use crate::replication::writer::StopReason;
 use crate::store::StoreError;
 use crate::tls::FilesError;
@@ -67,7 +71,7 @@ pub enum CliError {
     /// A volume cannot be served, or not any longer.
     #[error("cannot serve {}: {source}: check the disk and the log", .dir.display())]
     Serve {
-        /// The volume's folder.
+        /// The volume's folder; its id where no copy is here.
         dir: PathBuf,
         /// Why.
         source: io::Error,
@@ -75,6 +79,34 @@ pub enum CliError {
     /// A copy of a replicated volume cannot be opened.
     #[error(transparent)]
     Copy(#[from] CopyError),
+    /// The folder of a member's copy has no copy in it.
+    #[error(
+        "node {node} is a member of volume {volume} and has no copy in {}: check --root and that its disk is mounted; if the copy is lost, serve the volume on another node",
+        .dir.display()
+    )]
+    NoCopy {
+        /// The volume.
+        volume: Uuid,
+        /// This node.
+        node: NodeName,
+        /// Where the copy should be.
+        dir: PathBuf,
+    },
+    /// Nobody says what a volume is.
+    #[error(transparent)]
+    Description(#[from] DescriptionError),
+    /// Without a key only members can show that they may write a volume.
+    #[error(
+        "volume {volume} is not encrypted, so only its members may write it, and node {node} is none: serve it on {members}"
+    )]
+    OnlyMembers {
+        /// The volume.
+        volume: Uuid,
+        /// This node.
+        node: NodeName,
+        /// The members' nodes.
+        members: String,
+    },
     /// The replica of this node does not give a copy up.
     #[error("the replica of this node does not give the copy {} up: {source}", .dir.display())]
     Release {
@@ -89,7 +121,7 @@ pub enum CliError {
     /// The writer of a replicated volume has stopped.
     #[error("volume {} is served no more: {reason}", .dir.display())]
     Stopped {
-        /// The copy's folder.
+        /// The copy's folder; the volume's id without one.
         dir: PathBuf,
         /// Why.
         reason: StopReason,
@@ -135,6 +167,15 @@ pub enum CliError {
         dir: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Nobody serves a volume without a copy to that socket.
+    #[error(
+        "nobody serves a volume without a copy to {}: where there is one on this node, name its folder",
+        .socket.display()
+    )]
+    NobodyServes {
+        /// The monitor's socket.
+        socket: PathBuf,
     },
     /// No memory for what a volume's key gives.
     #[error(transparent)]

@@ -1,31 +1,24 @@
 //! `sealblk serve`: one volume to one virtual machine after another.
 
+mod copies;
+
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use rustix::event::{PollFd, PollFlags, Timespec};
+use uuid::Uuid;
 
-use super::tls_args::own_name;
-use super::view_args::{EtcdArgs, in_cluster, volume_name};
-use super::volume::planned::spec_key;
+use super::view_args::{EtcdArgs, volume_name};
 use super::{CliError, KeyArgs, TlsArgs, ViewPlace, duration, signals, size};
-use crate::coordination::kubernetes::{BelowMinimum, VolumeName};
-use crate::crypto::derive::WriterKey;
-use crate::crypto::xts::XtsKey;
+use crate::coordination::kubernetes::VolumeName;
 use crate::device::{Disk, Serial};
 use crate::io::Kind;
 use crate::io::patience::Patience;
 use crate::keys::KeyError;
-use crate::replication::copy::{CopyError, OpenCopy};
-use crate::replication::message::PAYLOAD_BYTES_MAX;
-use crate::replication::primary::{Primary, PrimaryError, Setup};
-use crate::replication::server::ask_for;
 use crate::replication::view::NodeName;
-use crate::replication::writer::{self, BelowMin, ResyncRate, StopReason};
-use crate::store::{Access, Store, StoreError};
+use crate::store::Access;
 use crate::vhost::server;
 use crate::vhost::socket::Socket;
 use crate::volume::Volume;
@@ -35,14 +28,18 @@ use crate::volume::attachment::Attachment;
 #[derive(Args)]
 pub struct ServeArgs {
     /// The volume's folder
-    #[arg(required_unless_present = "volume")]
+    #[arg(required_unless_present_any = ["volume", "id"])]
     dir: Option<PathBuf>,
     /// A volume of a cluster, whose Volume there says what else there is to know: kubernetes:NAMESPACE/NAME
-    #[arg(long, value_name = "VOLUME", value_parser = volume_name, group = "replicated",
+    #[arg(long, value_name = "VOLUME", value_parser = volume_name, groups = ["replicated", "named"],
           conflicts_with_all = ["dir", "view", "below_min", "read_only"], requires = "tls_cert")]
     volume: Option<VolumeName>,
+    /// Id of a volume whose view is in PLACE, in place of its folder: the copy is the one below --root; on a node
+    /// that is no member, there is none and none is needed
+    #[arg(long, value_name = "UUID", group = "named", conflicts_with = "dir", requires = "view")]
+    id: Option<Uuid>,
     /// Folder of the copies on this node, which its replica has, too
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/sealblk", requires = "volume")]
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/sealblk", requires = "named")]
     root: PathBuf,
     /// Where to listen for the virtual machine's monitor
     #[arg(long, value_name = "PATH")]
@@ -74,7 +71,8 @@ pub struct ServeArgs {
 #[derive(Args)]
 pub struct ReplicationArgs {
     /// Where the view of the volume is, which says where its copies are: file:DIR, kubernetes:NAMESPACE/NAME,
-    /// or etcd:URL,URL...; DIR of the volume is then the copy on this node
+    /// or etcd:URL,URL...; DIR of the volume is then the copy on this node, and --id in place of DIR serves it
+    /// wherever its copies are
     #[arg(long, value_name = "PLACE", group = "replicated", conflicts_with_all = ["read_only"])]
     view: Option<ViewPlace>,
     #[command(flatten)]
@@ -127,37 +125,27 @@ impl std::str::FromStr for EngineChoice {
 pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     // From here on a signal means to finish in order, even while the volume is being opened.
     let stop = signals::stop().map_err(CliError::Signals)?;
-    let (target, key) = match target(args, stop.as_fd()) {
+    let is_replicated = args.volume.is_some() || args.replication.view.is_some();
+    let attached = if is_replicated { copies::attach(args, stop.as_fd()) } else { attach_folder(args, stop.as_fd()) };
+    let attachment = match attached {
         // Asked to end in order, and nothing has been served that could be out of order.
         Err(CliError::Key(KeyError::Stopped)) => {
             log::info!("stopped before the key was read; nothing was served");
             return Ok(());
         }
-        target => target?,
-    };
-    let failed = |source| CliError::Serve { dir: target.dir.clone(), source };
-    let attachment = match &target.view {
-        Some(place) => match attach_copies(args, &target, place, key.as_ref(), stop.as_fd())? {
-            Some(attachment) => attachment,
-            None => {
-                log::info!("stopped before the copies were gathered; nothing was served");
-                return Ok(());
-            }
-        },
-        None => {
-            let access = if args.read_only { Access::Shared } else { Access::Exclusive };
-            let volume = Volume::open(&target.dir, key.as_ref(), access)?;
-            let kind = engine(args.engine, volume.data_path());
-            Attachment::new(volume, kind, args.read_only).map_err(failed)?
+        Ok(None) => {
+            log::info!("stopped before the copies were gathered; nothing was served");
+            return Ok(());
         }
+        Ok(Some(attachment)) => Arc::new(attachment),
+        Err(error) => return Err(error),
     };
-    drop(key);
-    let attachment = Arc::new(attachment);
+    let failed = |source| CliError::Serve { dir: attachment.volume().dir().to_owned(), source };
     let serial = args.serial.unwrap_or_else(|| default_serial(attachment.volume()));
     let disk = Arc::new(Disk::new(attachment.clone(), serial, args.queues));
     let socket = Socket::bind(&args.socket)?;
-    log_start(&args.socket, &target.dir, &disk);
-    server::run(&socket, &disk, &patience(args.poll_us, target.view.is_some()), stop.as_fd()).map_err(failed)?;
+    log_start(&args.socket, &disk);
+    server::run(&socket, &disk, &patience(args.poll_us, is_replicated), stop.as_fd()).map_err(failed)?;
     drop(disk);
     if let Some(attachment) = Arc::into_inner(attachment) {
         attachment.close();
@@ -166,130 +154,15 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// What is to be served.
-struct Target {
-    /// The volume's folder, or that of its copy on this node.
-    dir: PathBuf,
-    /// Where its view is, if it has several copies.
-    view: Option<ViewPlace>,
-    below_min: BelowMin,
-    /// What the cluster says that its size is.
-    size_bytes: Option<u64>,
-}
-
-/// As the command line says, or as the cluster does; and the key.
-fn target(args: &ServeArgs, stop: BorrowedFd<'_>) -> Result<(Target, Option<XtsKey>), CliError> {
-    if let Some(name) = &args.volume {
-        let (spec, view) = in_cluster(name, &args.key.cluster()).read()?;
-        let view = view.ok_or_else(|| CliError::NotMade { volume: name.clone() })?;
-        let key = spec_key(name, &spec, &args.key, Some(stop))?;
-        let below_min = match spec.below_min {
-            BelowMinimum::Suspend => BelowMin::Suspend,
-            BelowMinimum::Error => BelowMin::Error,
-        };
-        let dir = args.root.join(view.volume.to_string());
-        let size_bytes = Some(spec.size.0);
-        let target = Target { dir, view: Some(ViewPlace::Kubernetes(name.clone())), below_min, size_bytes };
-        return Ok((target, key));
-    }
-    let Some(dir) = args.dir.clone() else { return Err(CliError::Usage("give the volume's folder".to_owned())) };
-    let below_min = match args.replication.below_min {
-        BelowMinArg::Suspend => BelowMin::Suspend,
-        BelowMinArg::Error => BelowMin::Error,
-    };
+/// Opens a volume that is in a folder and nowhere else.
+fn attach_folder(args: &ServeArgs, stop: BorrowedFd<'_>) -> Result<Option<Attachment>, CliError> {
+    let Some(dir) = &args.dir else { return Err(CliError::Usage("give the volume's folder".to_owned())) };
     let key = args.key.load_unless(Some(stop))?;
-    Ok((Target { dir, view: args.replication.view.clone(), below_min, size_bytes: None }, key))
-}
-
-/// Becomes the writer of a volume with several copies. None if asked to stop before that was done.
-fn attach_copies(
-    args: &ServeArgs,
-    target: &Target,
-    place: &ViewPlace,
-    key: Option<&XtsKey>,
-    stop: BorrowedFd<'_>,
-) -> Result<Option<Attachment>, CliError> {
-    let dir = &target.dir;
-    let replication = &args.replication;
-    let tls = Arc::new(replication.tls.open()?);
-    let node = match &replication.node {
-        Some(node) => node.clone(),
-        None => own_name(&tls)?,
-    };
-    let kind = match args.engine {
-        EngineChoice::Auto => None,
-        EngineChoice::Fixed(kind) => Some(kind),
-    };
-    let copy = open_copy(dir, kind)?;
-    let volume = Volume::of_copy(&copy, key)?;
-    if let (Some(name), Some(size_bytes)) = (&args.volume, target.size_bytes)
-        && size_bytes != volume.size_bytes()
-    {
-        let what = format!("its size is {size_bytes} and that of its copies is {}: set it back", volume.size_bytes());
-        return Err(CliError::Spec { volume: name.clone(), what });
-    }
-    let signer = key.map(|key| WriterKey::derive(key, volume.id())).transpose()?;
-    let mut primary = Primary::attach(Setup {
-        node,
-        copy: Some(copy),
-        engine: kind,
-        volume: volume.id(),
-        size_bytes: volume.size_bytes(),
-        views: place.of(volume.id(), &args.key.cluster(), &replication.etcd),
-        tls,
-        signer,
-        queues: args.queues,
-        opening_time: replication.peer_timeout,
-        settings: replication.settings(target.below_min),
-    })?;
-    while !primary.wait_until_served(STOP_LOOK).map_err(|reason| stopped(dir, reason))? {
-        let mut polled = [PollFd::new(&stop, PollFlags::IN)];
-        if matches!(rustix::event::poll(&mut polled, Some(&Timespec::default())), Ok(1..)) {
-            return Ok(None);
-        }
-    }
-    let dir = dir.clone();
-    let watched = primary.when_stopped(move |reason| {
-        // What the guest has asked for will not be answered, so nothing here could end in order.
-        eprintln!("sealblk: {}", stopped(&dir, reason));
-        std::process::exit(1);
-    });
-    watched.map_err(PrimaryError::System)?;
-    Ok(Some(Attachment::replicated(volume, primary)))
-}
-
-fn stopped(dir: &Path, reason: StopReason) -> CliError {
-    CliError::Stopped { dir: dir.to_owned(), reason }
-}
-
-/// Opens the copy in a folder; the replica of this node gives it up if it has it.
-fn open_copy(dir: &Path, kind: Option<Kind>) -> Result<Arc<OpenCopy>, CliError> {
-    let opened = OpenCopy::open(dir, kind);
-    let Err(CopyError::Store(StoreError::InUse { .. })) = opened else { return Ok(opened?) };
-    let volume = Store::open(dir, Access::Inspect)?.superblock().id;
-    let root = dir.canonicalize().ok().and_then(|dir| dir.parent().map(Path::to_owned)).unwrap_or_default();
-    match ask_for(&root, volume) {
-        Ok(_) => Ok(OpenCopy::open(dir, kind)?),
-        Err(source) => Err(CliError::Release { dir: dir.to_owned(), source }),
-    }
-}
-
-impl ReplicationArgs {
-    fn settings(&self, below_min: BelowMin) -> writer::Settings {
-        let peer_timeout_us = self.peer_timeout.as_micros() as u64;
-        writer::Settings {
-            peer_timeout_us,
-            ping_interval_us: (peer_timeout_us / 6).min(PING_US_MAX),
-            below_min,
-            store_retry_us: 500_000,
-            settle_interval_us: 1_000_000,
-            open_regions_max: 256,
-            retained_bytes_max: 64 << 20,
-            copy_chunk_bytes: PAYLOAD_BYTES_MAX,
-            copies_in_flight_max: 8,
-            resync_rate: ResyncRate { min: self.resync_rate_min.min(self.resync_rate_max), max: self.resync_rate_max },
-        }
-    }
+    let access = if args.read_only { Access::Shared } else { Access::Exclusive };
+    let volume = Volume::open(dir, key.as_ref(), access)?;
+    let kind = engine(args.engine, volume.data_path());
+    let attachment = Attachment::new(volume, kind, args.read_only);
+    attachment.map(Some).map_err(|source| CliError::Serve { dir: dir.clone(), source })
 }
 
 /// How long queues watch before they sleep.
@@ -321,7 +194,7 @@ fn default_serial(volume: &Volume) -> Serial {
     digits[..Serial::BYTES].parse().expect("hexadecimal digits are printable")
 }
 
-fn log_start(socket: &Path, dir: &Path, disk: &Disk) {
+fn log_start(socket: &Path, disk: &Disk) {
     let volume = disk.attachment().volume();
     let cipher = match volume.cipher() {
         Some(xts) => format!("AES-256-XTS ({})", xts.implementation()),
@@ -337,7 +210,7 @@ fn log_start(socket: &Path, dir: &Path, disk: &Disk) {
     log::info!(
         "volume {} in {}: {} bytes, sectors of {}, {cipher}; {means}; listening on {}",
         volume.id(),
-        dir.display(),
+        volume.dir().display(),
         volume.size_bytes(),
         volume.sector_size_bytes(),
         socket.display(),
@@ -351,6 +224,3 @@ const POLL_US: u64 = 50;
 /// wake-ups in its course each thread is spared one or two.
 pub const REPLICATED_POLL_US: u64 = 400;
 pub const POLL_US_MAX: u64 = 1000;
-/// How often a request to stop is looked for while copies are gathered.
-const STOP_LOOK: Duration = Duration::from_millis(100);
-const PING_US_MAX: u64 = 500_000;

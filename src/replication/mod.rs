@@ -17,6 +17,7 @@
 //! | [`wire`] | the bytes of those messages |
 //! | [`server`] | the copies of a node, for writers on others |
 //! | [`creation`] | making a volume with several copies |
+//! | [`description`] | what a volume is, for a node without a copy |
 //! | [`primary`] | the writer at work: sockets, disks, clocks |
 //! | [`proof`] | what a writer signs to show that it holds the volume's key |
 //! | [`transport`] | those bytes over TCP and TLS |
@@ -25,6 +26,7 @@
 
 pub mod copy;
 pub mod creation;
+pub mod description;
 pub mod message;
 pub mod primary;
 pub mod proof;

@@ -20,13 +20,13 @@ pub enum VolumeError {
     /// The volume is encrypted and no key was given.
     #[error("volume {} is encrypted: give its key with --key", .dir.display())]
     KeyNeeded {
-        /// The volume's folder.
+        /// The volume's folder; its id where no copy is here.
         dir: PathBuf,
     },
     /// The volume is not encrypted and a key was given.
     #[error("volume {} is not encrypted: give --no-encryption in place of a key", .dir.display())]
     NotEncrypted {
-        /// The volume's folder.
+        /// The volume's folder; its id where no copy is here.
         dir: PathBuf,
     },
     /// The folder holds one copy of several, and a write to it alone would make it unlike the others.
@@ -41,7 +41,7 @@ pub enum VolumeError {
         .dir.display()
     )]
     WrongKey {
-        /// The volume's folder.
+        /// The volume's folder; its id where no copy is here.
         dir: PathBuf,
         /// The volume's id.
         id: Uuid,

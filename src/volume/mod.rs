@@ -119,6 +119,23 @@ impl Volume {
         })
     }
 
+    /// A volume of which no copy is here, by what those who have one say that it is. In sentences it is called by
+    /// its id.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`open`](Self::open) about the key and the cipher.
+    pub fn elsewhere(superblock: Superblock, key: Option<&XtsKey>) -> Result<Volume, VolumeError> {
+        let name = PathBuf::from(superblock.id.to_string());
+        Ok(Volume {
+            cipher: unlock(&name, &superblock, key)?,
+            superblock,
+            dir: name.clone(),
+            data_path: name,
+            _store: None,
+        })
+    }
+
     /// The volume's identity.
     pub fn id(&self) -> Uuid {
         self.superblock().id
@@ -139,7 +156,7 @@ impl Volume {
         self.cipher.as_ref()
     }
 
-    /// The file, or link to a device, that holds the sectors.
+    /// The file, or link to a device, that holds the sectors of the copy here; without one, the volume's id.
     pub fn data_path(&self) -> &Path {
         &self.data_path
     }
@@ -149,7 +166,7 @@ impl Volume {
         &self.superblock
     }
 
-    /// The folder of the volume.
+    /// The folder of the volume; where no copy is here, its id.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -161,7 +178,7 @@ impl std::fmt::Debug for Volume {
     }
 }
 
-/// The cipher of a volume in the folder `dir`, if it is encrypted and the key is its key.
+/// The cipher of a volume in the folder `dir`, or called so, if it is encrypted and the key is its key.
 fn unlock(dir: &Path, superblock: &Superblock, key: Option<&XtsKey>) -> Result<Option<Xts>, VolumeError> {
     match (superblock.cipher, key) {
         (Cipher::Aes256Xts, Some(key)) => proven_cipher(dir, superblock, key).map(Some),
@@ -232,6 +249,24 @@ mod tests {
         let error = Volume::open(&dir, Some(&other), Access::Exclusive).unwrap_err();
         assert!(matches!(error, VolumeError::WrongKey { .. }), "{error}");
         assert_eq!(state(), before);
+    }
+
+    #[test]
+    fn a_volume_elsewhere_opens_with_its_key_alone() {
+        let key = XtsKey::generate().unwrap();
+        let superblock = Volume::plan(CREATION, Some(&key)).unwrap();
+        let volume = Volume::elsewhere(superblock.clone(), Some(&key)).unwrap();
+        assert!(volume.cipher().is_some());
+        assert_eq!((volume.size_bytes(), volume.superblock()), (1 << 20, &superblock));
+        let id = superblock.id.to_string();
+        for (key, says) in [(Some(XtsKey::generate().unwrap()), "the key is not the one"), (None, "is encrypted")] {
+            let error = Volume::elsewhere(superblock.clone(), key.as_ref()).unwrap_err().to_string();
+            assert!(error.contains(says) && error.contains(&id), "{error}");
+        }
+        let plain = Volume::plan(CREATION, None).unwrap();
+        assert!(Volume::elsewhere(plain.clone(), None).unwrap().cipher().is_none());
+        let error = Volume::elsewhere(plain, Some(&key)).unwrap_err();
+        assert!(matches!(error, VolumeError::NotEncrypted { .. }), "{error}");
     }
 
     #[test]

@@ -37,6 +37,7 @@ seeds = {
     "rows": frame(0x08, struct.pack("<I", 65536), offset=7, **request),
     "settle": frame(0x09, struct.pack("<IQIQ", 2, 4, 1048575, 0), **request),
     "ping": frame(0x0A, **request),
+    "describe": frame(0x0B, OPENING + VOLUME),
     "welcome": frame(0x81, struct.pack("<H", 1) + INCARNATION, view=4),
     "refused": frame(0x82, struct.pack("<H", 4) + "view 6 is accepted…".encode(), view=6),
     "done": frame(0x83, **reply),
@@ -45,6 +46,7 @@ seeds = {
     "failed": frame(0x86, struct.pack("<i", 5), **reply),
     "superseded": frame(0x87, view=6, **reply),
     "zeros": frame(0x88, **reply),
+    "description": frame(0x89, struct.pack("<H", 1) + b"{}\n"),
 }
 for name, content in seeds.items():
     pathlib.Path(__file__).with_name(f"{name}.bin").write_bytes(content)

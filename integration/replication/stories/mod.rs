@@ -5,6 +5,7 @@ mod below_minimum;
 mod certificates;
 mod chaos;
 mod copies;
+mod diskless;
 mod ends;
 mod full_disks;
 mod links;

@@ -251,6 +251,12 @@ impl World {
             Message::Reply { id, reply, values } => {
                 if let Some(payload) = process.reads.remove(&(member, id)) {
                     let count = values.len();
+                    if let Payload::Guest { lane, token } = payload
+                        && !process.guest.has(lane, token)
+                    {
+                        // Its memory may be in use for something else.
+                        return self.fail(format!("bytes come for request {token} after its end"));
+                    }
                     match payload {
                         Payload::Guest { lane, token } if count > 0 => process.guest.receive(lane, token, values),
                         Payload::Copy(copy) if count > 0 => _ = process.copies.insert(copy, values),

@@ -99,6 +99,7 @@ pub struct Counts {
     pub replaced: u64,
     pub power_losses: u64,
     pub copied: u64,
+    pub asked_others: u64,
 }
 
 impl Counts {
@@ -109,13 +110,14 @@ impl Counts {
         self.replaced += other.replaced;
         self.power_losses += other.power_losses;
         self.copied += other.copied;
+        self.asked_others += other.asked_others;
     }
 
     /// Whether each kind of thing has happened.
     pub fn is_eventful(&self) -> bool {
-        [self.operations, self.views, self.attaches, self.replaced, self.power_losses, self.copied]
-            .iter()
-            .all(|&count| count > 0)
+        let kinds = [self.operations, self.views, self.attaches, self.replaced];
+        let more = [self.power_losses, self.copied, self.asked_others];
+        kinds.iter().chain(&more).all(|&count| count > 0)
     }
 }
 

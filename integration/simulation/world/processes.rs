@@ -177,6 +177,13 @@ impl World {
                 }
                 self.send_request(number, member, lane, id, view, request, payload);
             }
+            writer::Action::Abandon { member, id, .. } => {
+                self.counts.asked_others += 1;
+                let process = self.processes.get_mut(&number);
+                if process.and_then(|process| process.reads.remove(&(member, id))).is_none() {
+                    self.fail(format!("a read is abandoned that {member:?} was not asked for"));
+                }
+            }
             writer::Action::Complete { lane, token, result } => self.complete(number, lane, token, result),
             writer::Action::Retain { lane, token, entry } => {
                 if let Some(process) = self.processes.get_mut(&number) {

@@ -37,6 +37,14 @@ pub enum PrimaryError {
         /// The copy's folder.
         dir: PathBuf,
     },
+    /// Nobody could ask how the volume stands.
+    #[error("cannot listen at {} for those who ask how the volume stands: {source}: choose another socket", .path.display())]
+    Report {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The volume cannot have a writer now.
     #[error(transparent)]
     Stopped(StopReason),

@@ -219,6 +219,7 @@ impl Hands {
             Mail::Send { member, id, view, request, payload } => {
                 self.send(Outgoing { member, id, view, request, payload });
             }
+            Mail::Abandon { member, id } => self.peers[usize::from(member.0)].abandon(id),
             Mail::Complete { token, result } => self.memory.end(token, result),
             Mail::Connected { member, session, connection } => {
                 let peer = &mut self.peers[usize::from(member.0)];

@@ -17,6 +17,8 @@ use crate::replication::writer::Payload;
 pub(super) enum Mail {
     /// Send a request on the session that is up.
     Send { member: MemberIndex, id: u64, view: ViewNumber, request: Request, payload: Payload },
+    /// The bytes that may still come for a read are not wanted.
+    Abandon { member: MemberIndex, id: u64 },
     /// A request of the guest has ended.
     Complete { token: u64, result: Result<(), i32> },
     /// The lane's connection of a session. It may come after the first requests of the session.
@@ -35,7 +37,8 @@ impl Mail {
     /// Which session it belongs to, if it does.
     fn member(&self, local: Option<MemberIndex>) -> Option<MemberIndex> {
         match self {
-            Self::Send { member, .. } | Self::Connected { member, .. } | Self::Disconnect { member } => Some(*member),
+            Self::Send { member, .. } | Self::Abandon { member, .. } => Some(*member),
+            Self::Connected { member, .. } | Self::Disconnect { member } => Some(*member),
             Self::Joined { .. } | Self::JoinLocal { .. } => local,
             Self::Complete { .. } | Self::CopyEnded { .. } => None,
         }

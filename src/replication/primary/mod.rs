@@ -43,6 +43,7 @@ mod trust;
 mod views;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{channel, sync_channel};
 use std::thread::{self, JoinHandle};
@@ -65,7 +66,7 @@ pub use error::PrimaryError;
 use hands::Hands;
 use local::LocalCopy;
 use report::Reporter;
-pub use report::ask;
+pub use report::{ask, ask_beside};
 use shared::Shared;
 use status::Status;
 
@@ -82,6 +83,9 @@ pub struct Setup {
     pub node: NodeName,
     /// The copy in this process, if it has one.
     pub copy: Option<Arc<OpenCopy>>,
+    /// The socket of the guest's monitor: without a copy, other processes ask beside it how the volume stands, if
+    /// they can.
+    pub socket: Option<PathBuf>,
     /// The engine that the copy is to be opened with again if it fails; none for what suits it.
     pub engine: Option<Kind>,
     /// The volume.
@@ -111,7 +115,7 @@ impl Primary {
     /// [`PrimaryError`] says why the volume cannot be claimed.
     pub fn attach(setup: Setup) -> Result<Primary, PrimaryError> {
         let Setup { node, copy, engine, volume, size_bytes, mut views, tls, signer, queues, .. } = setup;
-        let (opening_time, settings) = (setup.opening_time, setup.settings);
+        let (opening_time, settings, socket) = (setup.opening_time, setup.settings, setup.socket);
         let view = views.load()?;
         if view.volume != volume {
             return Err(PrimaryError::OtherVolume { expected: volume, found: view.volume });
@@ -138,8 +142,15 @@ impl Primary {
         let shared = Arc::new(Shared::new(began, writer, local, usize::from(lanes), swaps, calls)?);
         let caller = Arc::new(Caller::new(volume, id.clone(), tls.clone(), signer, opening_time));
         let mut primary = Primary { shared: shared.clone(), copy: copy.clone(), threads: Vec::new() };
-        if let Some(copy) = &copy {
-            let reporter = Reporter::listen(copy.dir())?;
+        let reporter = match (&copy, &socket) {
+            (Some(copy), _) => Some(Reporter::listen(copy.dir())?),
+            (None, Some(socket)) => {
+                let listening = Reporter::listen_beside(socket);
+                Some(listening.map_err(|source| PrimaryError::Report { path: socket.clone(), source })?)
+            }
+            (None, None) => None,
+        };
+        if let Some(reporter) = reporter {
             let theirs = shared.clone();
             primary.spawn("report", move || reporter.run(&theirs))?;
         }

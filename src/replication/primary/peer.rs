@@ -21,7 +21,7 @@ pub(super) struct Peer {
     interest: epoll::EventFlags,
     /// The socket may have more than was taken from it.
     readable: bool,
-    /// Where the bytes of reads go, and how many.
+    /// Where the bytes of reads go, and how many; nowhere if nobody waits for them any more.
     reads: HashMap<u64, (Payload, u32)>,
     /// What came before the connection did.
     early: Vec<Outgoing>,
@@ -113,6 +113,17 @@ impl Peer {
         Ok(())
     }
 
+    /// The bytes of a read are not wanted any more. From now on they are not moved to where they were to go, also if
+    /// some have been.
+    pub(super) fn abandon(&mut self, id: u64) {
+        if let Some((payload, _)) = self.reads.get_mut(&id) {
+            *payload = Payload::None;
+        }
+        for outgoing in self.early.iter_mut().filter(|outgoing| outgoing.id == id) {
+            outgoing.payload = Payload::None;
+        }
+    }
+
     /// Sends what the socket takes of what is queued.
     ///
     /// # Errors
@@ -185,11 +196,16 @@ impl Peer {
             if header.body_bytes() != len {
                 return Err(PeerError::Protocol("another number of bytes than was asked for"));
             }
-            let target = memory.target(payload, len as usize).ok_or(PeerError::NoBytes)?;
-            // SAFETY: the memory has room for that many bytes, and nobody else uses it: a read is with one member
-            // at a time, and is begun anew only when the session before is over.
-            let target = unsafe { std::slice::from_raw_parts_mut(target.base, target.len) };
-            if !connection.payload(target) {
+            let is_whole = if payload == Payload::None {
+                connection.skip_payload()
+            } else {
+                let target = memory.target(payload, len as usize).ok_or(PeerError::NoBytes)?;
+                // SAFETY: the memory has room for that many bytes, and nobody else uses it: a read is with one
+                // member at a time, and is begun anew only when the session before is over or it was abandoned.
+                let target = unsafe { std::slice::from_raw_parts_mut(target.base, target.len) };
+                connection.payload(target)
+            };
+            if !is_whole {
                 return Ok(None);
             }
             frame

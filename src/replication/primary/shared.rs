@@ -156,10 +156,12 @@ impl Shared {
     }
 
     /// Gives a lane back, on which nothing is in flight any more.
-    pub(super) fn vacate(&self, lane: Lane) {
-        let mut state = self.lock();
-        state.occupied[usize::from(lane.0)] = false;
-        state.sources.retain(|(owner, _), _| *owner != lane);
+    pub(super) fn vacate(self: &Arc<Self>, lane: Lane) {
+        self.with_writer(None, |state, now| {
+            state.occupied[usize::from(lane.0)] = false;
+            state.sources.retain(|(owner, _), _| *owner != lane);
+            state.writer.lane_ended(now, lane);
+        });
     }
 
     /// A session that was asked for has its first connections: gives them to their lanes and tells the writer.
@@ -408,6 +410,7 @@ impl Shared {
                 }
                 deliver(lane, Mail::Send { member, id, view, request, payload });
             }
+            Action::Abandon { member, lane, id } => deliver(lane, Mail::Abandon { member, id }),
             Action::Retain { lane, token, entry } => state.retain(lane, token, entry),
             Action::Release { before } => state.retained = state.retained.split_off(&before),
             Action::Complete { lane: Lane::CONTROL, token, result } => {

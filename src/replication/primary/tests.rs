@@ -157,6 +157,7 @@ impl Cluster {
 
     fn attach_with(&self, paths: TlsPaths) -> Primary {
         let primary = Primary::attach(Setup {
+            socket: None,
             node: name(0),
             copy: Some(OpenCopy::open(&self.dir(0), None).unwrap()),
             engine: None,

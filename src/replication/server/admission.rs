@@ -1,12 +1,14 @@
 //! From an accepted socket to a connection that may ask for something: who it is, and what it may.
 //!
-//! Three things are checked, in this order, before anything of a copy is opened or changed: the peer's
+//! Three things are checked, in this order, before anything of a copy is opened or changed for a writer: the peer's
 //! certificate (by TLS) has the name that the writer gives itself; there is a copy; and the writer proves
 //! that it has the volume's key, by a signature over what only this connection has. A volume without
 //! encryption has no such key, and its writers are the members of the view that the copy accepted last.
+//! Whoever asks what a volume is has only shown the certificate of a node, and hears nothing that opens it.
 //! Until then the peer takes up one of few places, and has until a deadline for all of it.
 
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -70,6 +72,7 @@ pub fn attend(house: &Arc<House>, stream: TcpStream, address: SocketAddr, deadli
     let volume = match &opening {
         Opening::Hello(hello) => hello.volume,
         Opening::Create { view, .. } => view.volume,
+        Opening::Describe { volume } => *volume,
     };
     let denied = match opening {
         Opening::Hello(hello) => match enter(house, &connection, &hello, permit) {
@@ -87,16 +90,18 @@ pub fn attend(house: &Arc<House>, stream: TcpStream, address: SocketAddr, deadli
             match create::create(house, &connection, &superblock, &view, proof.as_ref(), permit) {
                 Ok(welcome) => {
                     log::info!("made a copy of volume {volume} in view {}", view.number);
-                    let mut frame = Vec::new();
-                    if (Answer::Welcome { version, welcome }).encode(&mut frame).is_ok() {
-                        connection.queue(&frame, &[]);
-                        say_last(&mut connection);
-                    }
-                    return connection.close();
+                    return answer(connection, &Answer::Welcome { version, welcome });
                 }
                 Err(denied) => denied,
             }
         }
+        Opening::Describe { .. } => match describe(house, volume, permit) {
+            Ok(superblock) => {
+                log::debug!("{address}: told what volume {volume} is");
+                return answer(connection, &Answer::Description { version, superblock });
+            }
+            Err(denied) => denied,
+        },
     };
     house.refusals.note(&refused(Some(volume)), denied.kind(), &denied);
     refuse(connection, &denied);
@@ -161,6 +166,25 @@ fn enter(house: &House, connection: &Connection, hello: &Hello, permit: Permit) 
     Ok((lease, tools))
 }
 
+/// What a volume is, as its copy here has it on record. Any node of the cluster may know: geometry, and what shows
+/// whether a key is the right one, but nothing of the key and nothing of what is stored. The copy is not opened for
+/// that, and whoever holds it is left alone.
+fn describe(house: &House, volume: Uuid, permit: Permit) -> Result<Vec<u8>, Denied> {
+    let described = superblock_of(&house.copies.dir(volume), volume);
+    drop(permit);
+    Ok(described?.render())
+}
+
+/// What a copy has on record, whoever holds it.
+fn superblock_of(dir: &Path, volume: Uuid) -> Result<Superblock, Denied> {
+    let superblock = match Store::open(dir, Access::Inspect) {
+        Ok(store) => store.superblock().clone(),
+        Err(StoreError::NotAVolume { .. }) => return Err(Denied::NoSuchVolume { volume }),
+        Err(error) => return Err(error.into()),
+    };
+    if superblock.id == volume { Ok(superblock) } else { Err(Denied::NoSuchVolume { volume }) }
+}
+
 /// Whether a writer may have the copy at all. True if it has shown that it has the volume's key.
 fn admit(house: &House, connection: &Connection, hello: &Hello) -> Result<bool, Denied> {
     let node = &hello.writer.node;
@@ -168,14 +192,7 @@ fn admit(house: &House, connection: &Connection, hello: &Hello) -> Result<bool, 
         return Err(Denied::Name { node: node.clone() });
     }
     let dir = house.copies.dir(hello.volume);
-    let superblock = match Store::open(&dir, Access::Inspect) {
-        Ok(store) => store.superblock().clone(),
-        Err(StoreError::NotAVolume { .. }) => return Err(Denied::NoSuchVolume { volume: hello.volume }),
-        Err(error) => return Err(error.into()),
-    };
-    if superblock.id != hello.volume {
-        return Err(Denied::NoSuchVolume { volume: hello.volume });
-    }
+    let superblock = superblock_of(&dir, hello.volume)?;
     let place = Place { view: hello.view, lane: hello.lane, session: hello.session };
     let has_key = check_proof(connection, &superblock, place, hello.proof.as_ref())?;
     let is_member = || -> Result<bool, Denied> {
@@ -226,9 +243,14 @@ fn note_end(house: &House, refused: &Refused<'_>, hello: &Hello, end: &End) {
     }
 }
 
-fn refuse(mut connection: Connection, denied: &Denied) {
+fn refuse(connection: Connection, denied: &Denied) {
+    answer(connection, &Answer::Refused(denied.refusal()));
+}
+
+/// Says the last that there is to say.
+fn answer(mut connection: Connection, answer: &Answer) {
     let mut frame = Vec::new();
-    if Answer::Refused(denied.refusal()).encode(&mut frame).is_ok() {
+    if answer.encode(&mut frame).is_ok() {
         connection.queue(&frame, &[]);
         say_last(&mut connection);
     }

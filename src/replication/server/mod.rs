@@ -19,9 +19,9 @@
 //! | `service` | one connection, from its hello to its end |
 //! | `control` | giving a copy to a process of this node that asks |
 //!
-//! Invariants: nothing of a copy is opened, changed or told to a peer that has not shown that it may, or whose
-//! certificate has not been good any more for seconds; and whatever peers do, the memory, threads and descriptors they cost are bounded, and those who may come in
-//! do.
+//! Invariants: nothing of a copy is opened or changed for a peer that has not shown that it may, or whose certificate
+//! has not been good any more for seconds, and nothing is told to one but what `volume.json` says; and whatever peers
+//! do, the memory, threads and descriptors they cost are bounded, and those who may come in do.
 
 mod admission;
 mod budget;

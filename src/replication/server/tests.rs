@@ -1,5 +1,6 @@
 //! A replica in this process, and writers that reach it over real sockets and real TLS.
 
+mod description;
 mod door;
 mod fencing;
 mod lines;
@@ -23,7 +24,7 @@ use crate::crypto::derive::{WriterKey, key_check, writer_public_key};
 use crate::crypto::xts::XtsKey;
 use crate::replication::message::{Hello, Reply, Request, Welcome};
 use crate::replication::region::{RegionIndex, Row};
-use crate::replication::transport::{Connection, OpenError, TransportError, create, open};
+use crate::replication::transport::{Connection, OpenError, TransportError, create, describe, open};
 use crate::replication::view::{FailureMode, Member, MemberState, NodeName, View, ViewNumber, WriterId};
 use crate::replication::wire::{Header, RefusalCode, ReplyFrame, encode_request};
 use crate::store::{SectorSize, Superblock};
@@ -138,6 +139,12 @@ impl Scene {
         let (superblock, view) = (self.superblock().render(), self.view(1));
         let (node_b, a, signer) = (node("node-b"), self.node("node-a"), self.signer());
         create(&replica.address, &node_b, &a, superblock, &view, signer.as_ref(), deadline())
+    }
+
+    /// What a node hears when it asks what a volume is.
+    fn describe_as(&self, name: &str, replica: &Running, volume: Uuid) -> Result<Superblock, OpenError> {
+        let content = describe(&replica.address, &node("node-b"), &self.node(name), volume, deadline())?;
+        Ok(Superblock::parse(&content).unwrap())
     }
 
     fn hello(&self, view: u64, session: u64) -> Hello {

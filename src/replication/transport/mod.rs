@@ -2,7 +2,7 @@
 //!
 //! A [`Connection`] belongs to one thread, which drives it from its own loop around poll(2): it queues frames,
 //! sends when the socket takes bytes, receives when it has some, and takes out the frames that are there. Opening
-//! one does wait, until a deadline; [`open`] and [`create`] are for a thread that may.
+//! one does wait, until a deadline; [`open`], [`create`] and [`describe`] are for a thread that may.
 //!
 //! Invariants: what is kept of a peer's bytes is bounded, whatever it sends; a frame is given out only when its
 //! header fits the rules; after an error or an end nothing more comes.
@@ -21,7 +21,7 @@ mod session;
 
 pub use connection::Connection;
 pub use error::TransportError;
-pub use session::{OpenError, create, open};
+pub use session::{OpenError, create, describe, open};
 
 #[cfg(test)]
 mod tests;

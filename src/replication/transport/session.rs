@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use uuid::Uuid;
 
 use super::{Connection, TransportError};
 use crate::crypto::derive::WriterKey;
@@ -40,7 +41,8 @@ pub fn open(
         let Hello { volume, view, lane, session, .. } = *hello;
         key.sign(&proof::message(connection.exporter(), volume, view, lane, session))
     });
-    let (welcome, version) = attempt.ask(&mut connection, &Opening::Hello(Hello { proof, ..hello.clone() }))?;
+    let (welcome, version) =
+        attempt.ask_for_welcome(&mut connection, &Opening::Hello(Hello { proof, ..hello.clone() }))?;
     Ok((connection, welcome, version))
 }
 
@@ -63,9 +65,31 @@ pub fn create(
     let mut connection = attempt.connect(configs)?;
     let proof = signer.map(|key| key.sign(&proof::message(connection.exporter(), view.volume, view.number, 0, 0)));
     let opening = Opening::Create { superblock, view: Box::new(view.clone()), proof };
-    let (welcome, _) = attempt.ask(&mut connection, &opening)?;
+    let (welcome, _) = attempt.ask_for_welcome(&mut connection, &opening)?;
     connection.close();
     Ok(welcome)
+}
+
+/// Asks the replica on a node what a volume is: the content of its `volume.json`, not looked into here.
+///
+/// # Errors
+///
+/// [`OpenError`].
+pub fn describe(
+    address: &str,
+    node: &NodeName,
+    configs: &Configs,
+    volume: Uuid,
+    deadline: Instant,
+) -> Result<Vec<u8>, OpenError> {
+    let attempt = Attempt { address, node, deadline };
+    let mut connection = attempt.connect(configs)?;
+    let answer = attempt.ask(&mut connection, &Opening::Describe { volume })?;
+    connection.close();
+    match answer {
+        Answer::Description { superblock, .. } => Ok(superblock),
+        other => Err(attempt.not_an_answer(&other)),
+    }
 }
 
 /// A connection could not be opened.
@@ -161,8 +185,20 @@ impl Attempt<'_> {
         Err(self.unreachable(last))
     }
 
-    /// Sends an opening and waits for the answer.
-    fn ask(&self, connection: &mut Connection, opening: &Opening) -> Result<(Welcome, ProtocolVersion), OpenError> {
+    /// Sends an opening and waits to be welcomed.
+    fn ask_for_welcome(
+        &self,
+        connection: &mut Connection,
+        opening: &Opening,
+    ) -> Result<(Welcome, ProtocolVersion), OpenError> {
+        match self.ask(connection, opening)? {
+            Answer::Welcome { version, welcome } => Ok((welcome, version)),
+            other => Err(self.not_an_answer(&other)),
+        }
+    }
+
+    /// Sends an opening and waits for the answer, which is no refusal.
+    fn ask(&self, connection: &mut Connection, opening: &Opening) -> Result<Answer, OpenError> {
         let mut frame = Vec::new();
         opening.encode(&mut frame).map_err(|source| self.protocol(source))?;
         connection.queue(&frame, &[]);
@@ -179,8 +215,8 @@ impl Attempt<'_> {
             connection.receive().map_err(|error| self.lost(error))?;
         };
         match body.map_err(|source| self.protocol(source))? {
-            Answer::Welcome { version, welcome } => Ok((welcome, version)),
             Answer::Refused(refusal) => Err(OpenError::Refused { node: self.node.clone(), refusal }),
+            answer => Ok(answer),
         }
     }
 
@@ -192,6 +228,11 @@ impl Attempt<'_> {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(self.unreachable(error.into())),
         }
+    }
+
+    /// The answer is one to another opening.
+    fn not_an_answer(&self, answer: &Answer) -> OpenError {
+        self.protocol(WireError::WrongAnswer { kind: answer.kind() })
     }
 
     fn time_left(&self) -> Result<Duration, OpenError> {

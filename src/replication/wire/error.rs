@@ -55,6 +55,14 @@ pub enum WireError {
         /// What would have been in order.
         expected: Role,
     },
+    /// An answer to an opening of another kind.
+    #[error(
+        "a frame {kind} came as the answer to an opening that it does not answer: check which version the peer runs"
+    )]
+    WrongAnswer {
+        /// What came.
+        kind: Kind,
+    },
     /// A number that no view has.
     #[error("a frame {kind} is of view {view}, and no view has that number: close the connection")]
     ViewNumber {

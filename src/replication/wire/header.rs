@@ -8,7 +8,10 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use super::WireError;
-use super::opening::{CREATE_BODY_BYTES_MAX, HELLO_BODY_BYTES_MAX, OPENING_BODY_BYTES_MIN, WELCOME_BODY_BYTES};
+use super::opening::{
+    CREATE_BODY_BYTES_MAX, DESCRIBE_BODY_BYTES_MAX, DESCRIPTION_BODY_BYTES_MAX, DESCRIPTION_BODY_BYTES_MIN,
+    HELLO_BODY_BYTES_MAX, OPENING_BODY_BYTES_MIN, WELCOME_BODY_BYTES,
+};
 use super::refusal::{REFUSED_BODY_BYTES_MAX, REFUSED_BODY_BYTES_MIN};
 use super::view::VIEW_BYTES_MAX;
 use crate::replication::message::{PAYLOAD_BYTES_MAX, ROWS_MAX, SETTLED_MAX};
@@ -167,6 +170,8 @@ pub enum Kind {
     Settle = 0x09,
     /// [`Request::Ping`](crate::replication::message::Request::Ping).
     Ping = 0x0a,
+    /// Opens a connection to hear what a volume is.
+    Describe = 0x0b,
     /// The opening is accepted.
     Welcome = 0x81,
     /// The opening is refused.
@@ -183,14 +188,16 @@ pub enum Kind {
     Superseded = 0x87,
     /// [`Reply::Zeros`](crate::replication::message::Reply::Zeros).
     Zeros = 0x88,
+    /// What the volume is.
+    Description = 0x89,
 }
 
 impl Kind {
     /// Where frames of this kind may come.
     pub fn role(self) -> Role {
         match self {
-            Self::Hello | Self::Create => Role::Opening,
-            Self::Welcome | Self::Refused => Role::Answer,
+            Self::Hello | Self::Create | Self::Describe => Role::Opening,
+            Self::Welcome | Self::Description | Self::Refused => Role::Answer,
             Self::Accept | Self::Write | Self::Zero | Self::Flush => Role::Request,
             Self::Read | Self::Rows | Self::Settle | Self::Ping => Role::Request,
             Self::Done | Self::Data | Self::Zeros | Self::RowList | Self::Failed | Self::Superseded => Role::Reply,
@@ -209,6 +216,8 @@ impl Kind {
         match self {
             Self::Hello => Rules { body: OPENING_BODY_BYTES_MIN..=HELLO_BODY_BYTES_MAX, ..plain },
             Self::Create => Rules { body: OPENING_BODY_BYTES_MIN..=CREATE_BODY_BYTES_MAX, ..plain },
+            // Who asks may have seen no view.
+            Self::Describe => Rules { view: false, body: OPENING_BODY_BYTES_MIN..=DESCRIBE_BODY_BYTES_MAX, ..plain },
             Self::Accept => Rules { body: 1..=VIEW_BYTES_MAX, ..plain },
             Self::Write => Rules { flags: DURABLE | SPARSE, offset: true, body: 1..=PAYLOAD_BYTES_MAX, ..plain },
             Self::Zero => Rules { flags: DURABLE, offset: true, body: 8..=8, ..plain },
@@ -216,6 +225,7 @@ impl Kind {
             Self::Settle => Rules { body: 0..=SETTLED_MAX as u32 * 12, body_unit: 12, ..plain },
             Self::Flush | Self::Ping | Self::Done | Self::Zeros => plain,
             Self::Welcome => Rules { view: true, body: WELCOME_BODY_BYTES..=WELCOME_BODY_BYTES, ..plain },
+            Self::Description => Rules { body: DESCRIPTION_BODY_BYTES_MIN..=DESCRIPTION_BODY_BYTES_MAX, ..plain },
             Self::Refused => Rules { view: true, body: REFUSED_BODY_BYTES_MIN..=REFUSED_BODY_BYTES_MAX, ..plain },
             Self::Data => Rules { body: 1..=PAYLOAD_BYTES_MAX, ..plain },
             Self::RowList => Rules { body: 0..=ROWS_MAX * 8, body_unit: 8, ..plain },
@@ -240,6 +250,7 @@ impl TryFrom<u8> for Kind {
             0x08 => Self::Rows,
             0x09 => Self::Settle,
             0x0a => Self::Ping,
+            0x0b => Self::Describe,
             0x81 => Self::Welcome,
             0x82 => Self::Refused,
             0x83 => Self::Done,
@@ -248,6 +259,7 @@ impl TryFrom<u8> for Kind {
             0x86 => Self::Failed,
             0x87 => Self::Superseded,
             0x88 => Self::Zeros,
+            0x89 => Self::Description,
             kind => return Err(WireError::UnknownKind { kind }),
         })
     }

@@ -15,7 +15,7 @@
 //! | --- | --- |
 //! | `version` | which protocol is spoken, and what changed in each |
 //! | `header` | the 32 bytes, and the rules of each kind |
-//! | `opening` | the first frames: hello, create, welcome |
+//! | `opening` | the first frames: hello, create, describe, and their answers |
 //! | `refusal` | why a replica lets a writer not in |
 //! | `request`, `reply` | all later frames |
 //! | `view` | a view as JSON |
@@ -69,8 +69,8 @@ pub fn decode_hostile(bytes: &[u8]) {
         encoded(encode_reply(id, &reply, header.body_bytes(), &mut again));
     }
     assert!(takers <= 1, "{:?} is taken {takers} times", header.kind());
-    // A view may be written in several ways; a hello offers the versions of whoever sends it.
-    let free = matches!(header.kind(), Kind::Accept | Kind::Create | Kind::Hello);
+    // A view may be written in several ways; an opening offers the versions of whoever sends it.
+    let free = matches!(header.kind(), Kind::Accept | Kind::Create | Kind::Hello | Kind::Describe);
     assert!(takers == 0 || free || again == bytes, "{:?} changes when it is sent again", header.kind());
 }
 

@@ -3,6 +3,8 @@
 //! An opening is read before anything is known of the peer but its certificate. Its first bytes, and
 //! the refusal that may answer it, are the same in all versions of the protocol.
 
+use uuid::Uuid;
+
 use super::body::Body;
 use super::header::{Header, Kind, Role};
 use super::refusal::Refusal;
@@ -30,6 +32,12 @@ pub enum Opening {
         /// Signature by the writer's key as for lane 0 of session 0 in that view; none for a volume
         /// without encryption.
         proof: Option<[u8; 64]>,
+    },
+    /// Say what a volume is. The connection ends with the answer. There is no proof: who does not know the volume
+    /// yet has nothing to derive one from.
+    Describe {
+        /// Which volume.
+        volume: Uuid,
     },
 }
 
@@ -66,6 +74,10 @@ impl Opening {
                 body.extend_from_slice(&view::encode(Kind::Create, view)?);
                 Header { view: view.number, ..Header::of(Kind::Create) }.append(&body, out)
             }
+            Self::Describe { volume } => {
+                body.extend_from_slice(volume.as_bytes());
+                Header::of(Kind::Describe).append(&body, out)
+            }
         }
     }
 
@@ -85,6 +97,7 @@ impl Opening {
         let version = ProtocolVersion::choose(body.u16()?, body.u16()?)?;
         let opening = match kind {
             Kind::Hello => Self::Hello(decode_hello(header.view, &mut body)?),
+            Kind::Describe => Self::Describe { volume: body.uuid()? },
             _ => decode_create(header.view, &mut body)?,
         };
         body.end()?;
@@ -102,16 +115,32 @@ pub enum Answer {
         /// The state of the copy.
         welcome: Welcome,
     },
+    /// What the volume is that a `Describe` asked for. The connection ends.
+    Description {
+        /// The version in which this is said.
+        version: ProtocolVersion,
+        /// The content of `volume.json`, not looked into here: 1 to [`SUPERBLOCK_BYTES_MAX`] bytes.
+        superblock: Vec<u8>,
+    },
     /// It is not, and the connection ends.
     Refused(Refusal),
 }
 
 impl Answer {
+    /// Which frame it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Welcome { .. } => Kind::Welcome,
+            Self::Description { .. } => Kind::Description,
+            Self::Refused(_) => Kind::Refused,
+        }
+    }
+
     /// Appends the frame.
     ///
     /// # Errors
     ///
-    /// [`WireError`] for a view number out of bounds; then nothing is appended.
+    /// [`WireError`] for values out of their bounds; then nothing is appended.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
         match self {
             Self::Welcome { version, welcome } => {
@@ -119,6 +148,12 @@ impl Answer {
                 body[..2].copy_from_slice(&version.number().to_le_bytes());
                 body[2..].copy_from_slice(welcome.incarnation.0.as_bytes());
                 Header { view: welcome.accepted, ..Header::of(Kind::Welcome) }.append(&body, out)
+            }
+            Self::Description { version, superblock } => {
+                let mut body = Vec::with_capacity(2 + superblock.len());
+                body.extend_from_slice(&version.number().to_le_bytes());
+                body.extend_from_slice(superblock);
+                Header::of(Kind::Description).append(&body, out)
             }
             Self::Refused(refusal) => refusal.encode(out),
         }
@@ -136,6 +171,9 @@ impl Answer {
             return Refusal::decode(header.view, body).map(Answer::Refused);
         }
         let version = ProtocolVersion::try_from(body.u16()?)?;
+        if header.kind == Kind::Description {
+            return Ok(Answer::Description { version, superblock: body.remainder().to_vec() });
+        }
         let welcome = Welcome { incarnation: Incarnation(body.uuid()?), accepted: header.view };
         body.end()?;
         Ok(Answer::Welcome { version, welcome })
@@ -185,4 +223,8 @@ pub(super) const OPENING_BODY_BYTES_MIN: u32 = 12;
 /// More than version 1 needs, so that an opening of a later one is not cut off before its versions.
 pub(super) const HELLO_BODY_BYTES_MAX: u32 = 1024;
 pub(super) const CREATE_BODY_BYTES_MAX: u32 = 1024 + SUPERBLOCK_BYTES_MAX as u32 + view::VIEW_BYTES_MAX;
+/// As those of a hello.
+pub(super) const DESCRIBE_BODY_BYTES_MAX: u32 = 1024;
 pub(super) const WELCOME_BODY_BYTES: u32 = 2 + 16;
+pub(super) const DESCRIPTION_BODY_BYTES_MIN: u32 = 2 + 1;
+pub(super) const DESCRIPTION_BODY_BYTES_MAX: u32 = 2 + SUPERBLOCK_BYTES_MAX as u32;

@@ -110,13 +110,15 @@ fn unused_fields_are_zero() {
         Header::parse(&header)
     };
     assert!(parse(&|_| ()).is_ok());
-    assert!(matches!(parse(&|header| header[0] = 0x0b), Err(WireError::UnknownKind { kind: 0x0b })));
+    assert!(matches!(parse(&|header| header[0] = 0x7f), Err(WireError::UnknownKind { kind: 0x7f })));
     assert!(matches!(parse(&|header| header[1] = 1), Err(WireError::UnknownFlags { flags: 1, .. })));
     assert!(matches!(parse(&|header| header[3] = 1), Err(WireError::NotZero { field: "reserved", .. })));
     assert!(matches!(parse(&|header| header[8] = 1), Err(WireError::NotZero { field: "view", .. })));
     assert!(matches!(parse(&|header| header[31] = 1), Err(WireError::NotZero { field: "offset", .. })));
     let opened = parse(&|header| (header[0], header[4], header[16]) = (Kind::Hello as u8, 64, 1));
     assert!(matches!(opened, Err(WireError::NotZero { field: "id", .. })));
+    let asked = parse(&|header| (header[0], header[4], header[8]) = (Kind::Describe as u8, 28, 1));
+    assert!(matches!(asked, Err(WireError::NotZero { field: "view", .. })));
     let flagged = |kind, flags, bytes| {
         parse(&|header| (header[0], header[1], header[4]) = (kind as u8, flags, bytes)).map_err(|error| match error {
             WireError::UnknownFlags { flags, .. } => flags,
@@ -156,6 +158,7 @@ fn bodies_have_bounds() {
         (Kind::Rows, 4, 4, 1),
         (Kind::Settle, 0, 196_608, 12),
         (Kind::Ping, 0, 0, 1),
+        (Kind::Describe, 12, 1024, 1),
         (Kind::Welcome, 18, 18, 1),
         (Kind::Refused, 2, 1026, 1),
         (Kind::Done, 0, 0, 1),
@@ -164,6 +167,7 @@ fn bodies_have_bounds() {
         (Kind::Failed, 4, 4, 1),
         (Kind::Superseded, 0, 0, 1),
         (Kind::Zeros, 0, 0, 1),
+        (Kind::Description, 3, 16_386, 1),
     ] {
         let parse = |bytes: u32| {
             let mut header = [0; HEADER_BYTES];
@@ -276,6 +280,21 @@ fn a_copy_is_made_only_in_the_view_of_its_header() {
 }
 
 #[test]
+fn a_description_has_bounds_and_a_version_that_was_offered() {
+    let describe = |superblock: Vec<u8>| Answer::Description { version: ProtocolVersion::V1, superblock };
+    for superblock in [vec![], vec![b' '; SUPERBLOCK_BYTES_MAX + 1]] {
+        let mut out = Vec::new();
+        assert!(matches!(describe(superblock).encode(&mut out), Err(WireError::BodyLength { .. })));
+        assert!(out.is_empty());
+    }
+    let largest = Frame::Answer(describe(vec![b' '; SUPERBLOCK_BYTES_MAX]));
+    let mut bytes = largest.encode().unwrap();
+    assert_eq!(Frame::decode(&bytes).unwrap(), largest);
+    bytes[HEADER_BYTES] = 2;
+    assert!(matches!(Frame::decode(&bytes), Err(WireError::UnknownVersion { number: 2 })));
+}
+
+#[test]
 fn the_fuzzing_corpus_passes() {
     let mut seeds = 0;
     for entry in std::fs::read_dir(CORPUS).unwrap() {
@@ -285,7 +304,7 @@ fn the_fuzzing_corpus_passes() {
             seeds += 1;
         }
     }
-    assert!(seeds >= 19, "{seeds} seeds in {CORPUS}");
+    assert!(seeds >= 21, "{seeds} seeds in {CORPUS}");
 }
 
 proptest! {

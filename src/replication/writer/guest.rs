@@ -55,6 +55,8 @@ pub struct GuestRequest {
     state: State,
     /// Members that could not read it.
     tried: MemberSet,
+    /// Members that take long to read it, so that others were asked.
+    late: MemberSet,
     error: Option<i32>,
     /// For a flush: what was retained when it was sent.
     mark: Mark,
@@ -120,6 +122,7 @@ impl Writer {
             operation,
             state: State::Waiting,
             tried: MemberSet::default(),
+            late: MemberSet::default(),
             error: None,
             mark: Mark::default(),
         });
@@ -198,11 +201,34 @@ impl Writer {
         }
         let tried = self.requests[key].tried;
         let Some(member) = self.reader(tried) else { return false };
+        self.send_read(key, member);
+        true
+    }
+
+    fn send_read(&mut self, key: usize, member: MemberIndex) {
         let request = &mut self.requests[key];
         request.state = State::Sent(MemberSet::only(member));
         let (lane, token, body) = (request.lane, request.token, request.operation.request());
+        self.note_reader(member);
         self.issue(member, lane, Purpose::Guest(key), body, Payload::Guest { lane, token });
-        true
+    }
+
+    /// Sends a read that waits for a member to another one, if there is one that will be quicker. The first is not
+    /// waited for any more.
+    pub(super) fn read_elsewhere(&mut self, id: usize, key: usize) {
+        let member = self.commands[id].member;
+        let request = &self.requests[key];
+        let (offset, len) = request.range();
+        let (tried, late) = (request.tried, request.late.or(MemberSet::only(member)));
+        let is_free = !self.is_held() && self.has_lease() && !self.ranges.is_taken(offset, len);
+        if !is_free || self.waits_for_reconciling(offset, len) {
+            return;
+        }
+        let others = self.in_sync().without(self.lost()).without(tried).without(late);
+        let Some(other) = self.quicker_reader(others, member) else { return };
+        self.leave_unanswered(id);
+        self.requests[key].late = late;
+        self.send_read(key, other);
     }
 
     fn start_write(&mut self, key: usize, operation: Operation, offset: u64, len: u64) {
@@ -269,14 +295,12 @@ impl Writer {
         others.map(|member| self.member(member)).all(|member| self.now.since_us(member.heard) < lease_us)
     }
 
-    /// Who is read from: the copy at hand, else the one with least to do.
+    /// Who is read from: the copy at hand, else the one that is likely to answer first.
     pub(super) fn reader(&self, tried: MemberSet) -> Option<MemberIndex> {
         let candidates = self.in_sync().without(self.lost()).without(tried);
         match self.local {
             Some(local) if candidates.contains(local) => Some(local),
-            _ => candidates.iter().min_by_key(|&member| {
-                (self.member(member).link != super::Link::Up, self.member(member).outstanding, member)
-            }),
+            _ => self.best_reader(candidates),
         }
     }
 

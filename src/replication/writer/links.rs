@@ -6,7 +6,9 @@
 //! view. A member that is not in sync just starts over.
 
 use super::member::{BACKOFF_US_MIN, Member};
-use super::{Action, Change, Lane, Link, Loss, MemberSet, Payload, Phase, Purpose, Standing, StopReason, Time, Writer};
+use super::{
+    Action, Change, Command, Lane, Link, Loss, MemberSet, Payload, Phase, Purpose, Standing, StopReason, Time, Writer,
+};
 use crate::replication::message::{Request, Welcome};
 use crate::replication::view::{Incarnation, MemberIndex, ViewNumber};
 
@@ -202,13 +204,25 @@ impl Writer {
         self.member_mut(member).down_since.get_or_insert(now);
     }
 
-    /// Replays begin anew with each session.
+    /// Replays begin anew with each session, and what nobody waits for is not asked again.
     fn drop_replays(&mut self, member: MemberIndex) {
-        let replays =
-            self.commands.iter().filter(|(_, command)| command.member == member && command.purpose == Purpose::Replay);
-        let keys: Vec<usize> = replays.map(|(key, _)| key).collect();
+        self.drop_commands(|command| {
+            command.member == member && matches!(command.purpose, Purpose::Replay | Purpose::Late)
+        });
+    }
+
+    /// The connections of a lane have ended, on which the guest waits for nothing: no answer will come on them.
+    pub fn lane_ended(&mut self, now: Time, lane: Lane) {
+        if self.enter(now) {
+            self.drop_commands(|command| command.lane == lane && command.purpose == Purpose::Late);
+            self.settle_down();
+        }
+    }
+
+    fn drop_commands(&mut self, which: impl Fn(&Command) -> bool) {
+        let keys: Vec<usize> = self.commands.iter().filter(|(_, command)| which(command)).map(|(key, _)| key).collect();
         for key in keys {
-            self.commands.remove(key);
+            let member = self.commands.remove(key).member;
             self.member_mut(member).outstanding -= 1;
         }
     }
@@ -290,7 +304,8 @@ impl Writer {
                 Purpose::Accept(_) => self.change_lost(member),
                 Purpose::ChangeFlush => self.change_lost(member),
                 Purpose::Settle => self.settling.end_one(),
-                Purpose::Rows | Purpose::Sweep(_) | Purpose::Finish | Purpose::Replay | Purpose::Ping => {}
+                Purpose::Rows | Purpose::Sweep(_) | Purpose::Finish | Purpose::Replay => {}
+                Purpose::Late | Purpose::Ping => {}
             }
         }
         self.change_lost(member);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::Time;
+use super::reading::ReadTime;
 use super::retain::Replay;
 use crate::replication::region::{RegionIndex, Row};
 use crate::replication::view::{Incarnation, MEMBERS_MAX, MemberIndex, ViewNumber};
@@ -98,6 +99,8 @@ pub struct Member {
     pub heard: Time,
     /// Commands that it has not answered, pings apart.
     pub outstanding: usize,
+    /// How long its reads take.
+    pub reading: ReadTime,
     /// How long to wait before connecting again, in microseconds.
     pub backoff_us: u64,
     /// How often it has failed since it was last in sync.
@@ -189,6 +192,7 @@ impl Member {
             down_since: None,
             heard: now,
             outstanding: 0,
+            reading: ReadTime::default(),
             backoff_us: BACKOFF_US_MIN,
             failures: 0,
             rows: Vec::new(),

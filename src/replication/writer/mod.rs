@@ -16,6 +16,7 @@
 //! | --- | --- |
 //! | `attach` | becoming the writer: claim the view, gather the copies, wait the old lease out |
 //! | `guest` | reads, writes and flushes of the guest |
+//! | `reading` | which copy a read goes to |
 //! | `links` | sessions with members: up, down, too slow |
 //! | `change` | changes of the view, and their announcement |
 //! | `copy` | making regions equal: what a crash left different, and what a member missed |
@@ -31,6 +32,7 @@ mod links;
 mod member;
 mod pace;
 mod ranges;
+mod reading;
 mod retain;
 mod settle;
 
@@ -162,6 +164,16 @@ pub enum Action {
         /// The number to keep it under.
         entry: u64,
     },
+    /// A member will answer a read late or not at all, and another is asked: its bytes are not to go where those of
+    /// the other will.
+    Abandon {
+        /// Who was asked.
+        member: MemberIndex,
+        /// Over which connection.
+        lane: Lane,
+        /// What its answer will be known by.
+        id: u64,
+    },
     /// What was kept under lower numbers is not needed any more.
     Release {
         /// The first number that is.
@@ -256,6 +268,8 @@ pub struct Writer {
     /// Regions with an intent.
     open: BTreeMap<RegionIndex, Open>,
     writes: u64,
+    /// Reads of the guest that were sent.
+    reads: u64,
     sweep: Option<Sweep>,
     next_sweep: u64,
     sweep_at: Time,
@@ -297,6 +311,8 @@ struct Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Guest(usize),
+    /// A read for which another member was asked instead: nobody waits for the answer.
+    Late,
     CopyRead(u64),
     CopyWrite(u64),
     Accept(ViewNumber),
@@ -345,6 +361,7 @@ impl Writer {
             rows: vec![Row::default(); regions.count() as usize],
             open: BTreeMap::new(),
             writes: 0,
+            reads: 0,
             sweep: None,
             next_sweep: 0,
             sweep_at: now.after_us(settings.settle_interval_us),
@@ -431,6 +448,8 @@ impl Writer {
             return;
         }
         self.check_attach();
+        self.check_reads();
+        self.ask_others();
         self.check_links();
         self.check_change();
         self.check_sweep();
@@ -451,6 +470,7 @@ impl Writer {
             return;
         }
         let command = self.commands.remove(key);
+        self.note_read_time(&command, &reply);
         let entry = self.member_mut(member);
         entry.heard = entry.heard.max(command.sent);
         if command.purpose != Purpose::Ping {
@@ -467,7 +487,7 @@ impl Writer {
             Purpose::Finish => self.finished(member, reply),
             Purpose::Replay => self.replayed(member, reply),
             Purpose::ChangeFlush => self.change_flushed(member, reply),
-            Purpose::Ping => {}
+            Purpose::Late | Purpose::Ping => {}
         }
         self.settle_down();
     }

@@ -1,5 +1,7 @@
 //! The writer's rules one by one, among copies that do at once what they are asked unless a test says otherwise.
 
+mod reading;
+
 use uuid::Uuid;
 
 use super::*;

@@ -11,7 +11,7 @@ use crate::replication::View;
 use crate::replication::message::{Hello, Welcome};
 use crate::replication::proof;
 use crate::replication::view::{FailureMode, Incarnation, Member, MemberState, WriterId};
-use crate::replication::wire::{Answer, Opening, ProtocolVersion, Refusal, RefusalCode};
+use crate::replication::wire::{Answer, Kind, Opening, ProtocolVersion, Refusal, RefusalCode, WireError};
 use crate::tls::{Configs, Reason};
 
 /// What node a gets from `attempt` at the address of node b, which does `serve` with the connection.
@@ -116,6 +116,35 @@ fn a_hello_is_signed_for_its_connection_and_welcomed() {
     let created =
         meet(serve, |address, a| create(address, &node, a, b"{}".to_vec(), &view(), Some(&signer), deadline()));
     assert_eq!(created.unwrap(), WELCOME);
+}
+
+#[test]
+fn who_asks_what_a_volume_is_gets_its_superblock_and_nothing_else_for_it() {
+    let node = "node-b".parse().unwrap();
+    let ask = |answer: Answer| {
+        let serve = move |established: Established| {
+            let mut connection = Connection::new(established).unwrap();
+            let (header, body) = next(&mut connection).unwrap();
+            let (opening, _) = Opening::decode(&header, &body).unwrap();
+            assert_eq!(opening, Opening::Describe { volume: VOLUME });
+            let mut frame = Vec::new();
+            answer.encode(&mut frame).unwrap();
+            connection.queue(&frame, &[]);
+            send_all(&mut connection);
+            connection.close();
+        };
+        meet(serve, |address, a| describe(address, &node, a, VOLUME, deadline()))
+    };
+    let description = || Answer::Description { version: ProtocolVersion::V1, superblock: b"{}".to_vec() };
+    assert_eq!(ask(description()).unwrap(), b"{}");
+    let refused = ask(Answer::Refused(Refusal::new(RefusalCode::NoSuchVolume, "not here"))).unwrap_err();
+    assert!(matches!(refused, OpenError::Refused { .. }), "{refused}");
+    let error = ask(welcome()).unwrap_err();
+    let OpenError::Protocol { source: WireError::WrongAnswer { kind }, .. } = error else { panic!("{error}") };
+    assert_eq!(kind, Kind::Welcome);
+    // Nor is a description a welcome.
+    let error = greet(answering(description()), deadline()).unwrap_err();
+    assert!(matches!(error, OpenError::Protocol { source: WireError::WrongAnswer { .. }, .. }), "{error}");
 }
 
 #[test]

@@ -104,6 +104,13 @@ pub(super) fn pinned() -> Vec<(&'static str, Frame, String)> {
             "0a 00 0000 00000000 0500000000000000 0807060504030201 0000000000000000".to_owned(),
         ),
         (
+            "describe",
+            Frame::Opening(Opening::Describe { volume: VOLUME }),
+            "0b 00 0000 1c000000 0000000000000000 0000000000000000 0000000000000000 \
+                7365616c626c6b000100010011111111111111111111111111111111"
+                .to_owned(),
+        ),
+        (
             "welcome",
             Frame::Answer(Answer::Welcome { version: ProtocolVersion::V1, welcome }),
             "81 00 0000 12000000 0400000000000000 0000000000000000 0000000000000000 \
@@ -151,6 +158,13 @@ pub(super) fn pinned() -> Vec<(&'static str, Frame, String)> {
             reply(Reply::Zeros, 0),
             "88 00 0000 00000000 0000000000000000 0807060504030201 0000000000000000".to_owned(),
         ),
+        (
+            "description",
+            Frame::Answer(Answer::Description { version: ProtocolVersion::V1, superblock: b"{}\n".to_vec() }),
+            "89 00 0000 05000000 0000000000000000 0000000000000000 0000000000000000 \
+                01007b7d0a"
+                .to_owned(),
+        ),
     ]
 }
 
@@ -195,12 +209,15 @@ pub(super) fn any_frame() -> impl Strategy<Value = Frame> {
             Opening::Hello(Hello { volume, view, writer, session, lane, proof })
         },
     );
-    let superblock = prop::collection::vec(any::<u8>(), 1..600);
-    let create = (superblock, any_view(), any_proof()).prop_map(|(superblock, view, proof)| Opening::Create {
+    let superblock = || prop::collection::vec(any::<u8>(), 1..600);
+    let create = (superblock(), any_view(), any_proof()).prop_map(|(superblock, view, proof)| Opening::Create {
         superblock,
         view,
         proof,
     });
+    let describe = any_uuid().prop_map(|volume| Opening::Describe { volume });
+    let description =
+        superblock().prop_map(|superblock| Answer::Description { version: ProtocolVersion::V1, superblock });
     let welcome = (any_uuid(), any_number()).prop_map(|(incarnation, accepted)| Answer::Welcome {
         version: ProtocolVersion::V1,
         welcome: Welcome { incarnation: Incarnation(incarnation), accepted },
@@ -216,8 +233,8 @@ pub(super) fn any_frame() -> impl Strategy<Value = Frame> {
     let reply = (any::<u64>(), any_reply())
         .prop_map(|(id, (reply, payload_bytes))| Frame::Reply(ReplyFrame { id, reply }, payload_bytes));
     prop_oneof![
-        prop_oneof![hello, create].prop_map(Frame::Opening),
-        prop_oneof![welcome, refused].prop_map(Frame::Answer),
+        prop_oneof![hello, create, describe].prop_map(Frame::Opening),
+        prop_oneof![welcome, description, refused].prop_map(Frame::Answer),
         request.prop_map(Frame::Request),
         reply,
     ]
