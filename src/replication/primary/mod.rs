@@ -19,7 +19,9 @@
 //! | `calls` | making connections |
 //! | `trust` | the members' certificates, for as long as sessions last |
 //! | `views` | changing the stored view |
-//! | `report` | telling other processes of this machine |
+//! | `members` | members that come and go |
+//! | `report` | what other processes of this machine ask for |
+//! | `request` | in which words they do |
 //! | `status` | how it stands, for people and programs |
 //!
 //! How it ends: [`Primary::close`] in order; or the writer stops, because another has taken its place or because
@@ -32,9 +34,11 @@ mod error;
 mod hands;
 mod local;
 mod mailbox;
+mod members;
 mod memory;
 mod peer;
 mod report;
+pub mod request;
 mod shared;
 pub mod status;
 #[cfg(test)]
@@ -64,8 +68,9 @@ use engine::ReplicatedEngine;
 pub use error::PrimaryError;
 use hands::Hands;
 use local::LocalCopy;
+use members::Members;
 use report::Reporter;
-pub use report::ask;
+pub use report::{ask, order};
 use shared::Shared;
 use status::Status;
 
@@ -132,6 +137,7 @@ impl Primary {
         let writer = Writer::attach(id.clone(), local, Regions::of(size_bytes), settings, view, writer::Time(0))
             .map_err(PrimaryError::Stopped)?;
 
+        let superblock = copy.as_ref().map(|copy| copy.superblock().clone());
         let copy = copy.map(|copy| LocalCopy::new(copy, engine, lanes)).transpose()?.map(Arc::new);
         let (swaps, to_swap) = channel();
         let (calls, to_call) = channel();
@@ -141,7 +147,8 @@ impl Primary {
         if let Some(copy) = &copy {
             let reporter = Reporter::listen(copy.dir())?;
             let theirs = shared.clone();
-            primary.spawn("report", move || reporter.run(&theirs))?;
+            let members = Arc::new(Members { caller: caller.clone(), superblock });
+            primary.spawn("report", move || reporter.run(&theirs, &members))?;
         }
         let theirs = shared.clone();
         primary.spawn("view-store", move || views::run(&theirs, &mut *views, &to_swap))?;
@@ -267,6 +274,8 @@ fn log_events(writer: &Writer, action: &Action) {
             let state = |state| match state {
                 MemberState::InSync(_) => "in sync",
                 MemberState::Behind => "behind",
+                MemberState::Added => "added",
+                MemberState::Retired => "removed",
             };
             let members: Vec<String> =
                 view.members.iter().map(|member| format!("{} {}", member.node, state(member.state))).collect();

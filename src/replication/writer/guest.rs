@@ -271,7 +271,7 @@ impl Writer {
 
     /// Who is read from: the copy at hand, else the one with least to do.
     pub(super) fn reader(&self, tried: MemberSet) -> Option<MemberIndex> {
-        let candidates = self.in_sync().without(self.lost()).without(tried);
+        let candidates = self.remaining().without(tried);
         match self.local {
             Some(local) if candidates.contains(local) => Some(local),
             _ => candidates.iter().min_by_key(|&member| {
@@ -281,7 +281,7 @@ impl Writer {
     }
 
     pub(super) fn guest_replied(&mut self, key: usize, member: MemberIndex, reply: Reply) {
-        let others = self.in_sync().without(self.lost()).without(MemberSet::only(member));
+        let others = self.remaining().without(MemberSet::only(member));
         let request = &mut self.requests[key];
         let State::Sent(pending) = &mut request.state else { return };
         pending.remove(member);
