@@ -30,7 +30,10 @@ use super::support::volume::SEALBLK;
 
 /// What a cluster and its volume are like.
 pub struct Plan {
+    /// Those with a copy.
     pub nodes: usize,
+    /// More nodes, whose replicas have no copy.
+    pub spares: usize,
     pub size_bytes: u64,
     pub failure_mode: &'static str,
     /// Whether nodes are given revocation lists.
@@ -62,17 +65,18 @@ pub struct Writer {
 impl Plan {
     /// Three nodes, of which two must be in sync.
     pub const USUAL: Plan =
-        Plan { nodes: 3, size_bytes: 64 << 20, failure_mode: "soft", revocation: false, proxies: false };
+        Plan { nodes: 3, spares: 0, size_bytes: 64 << 20, failure_mode: "soft", revocation: false, proxies: false };
 }
 
 impl Cluster {
     /// With every replica running and a new volume.
     pub fn start(plan: &Plan) -> Cluster {
-        let network = Arc::new(Network::new(plan.nodes));
-        let proxied = if plan.proxies { plan.nodes } else { 0 };
+        let count = plan.nodes + plan.spares;
+        let network = Arc::new(Network::new(count));
+        let proxied = if plan.proxies { count } else { 0 };
         let proxies = (0..proxied).map(|node| Proxy::start(&network, node, PROXY_PORT, PORT)).collect();
         let mut cluster = Cluster {
-            replicas: (0..plan.nodes).map(|_| None).collect(),
+            replicas: (0..count).map(|_| None).collect(),
             proxies,
             network,
             volume: Uuid::nil(),
@@ -85,8 +89,8 @@ impl Cluster {
         fs::write(cluster.path("key"), pattern(KEY_SEED, 64)).expect("the key file");
         fs::set_permissions(cluster.path("key"), Permissions::from_mode(0o600)).expect("the key file's mode");
         fs::create_dir(cluster.path("views")).expect("a folder for views");
-        cluster.certify((0..plan.nodes).collect::<Vec<_>>().as_slice());
-        for node in 0..plan.nodes {
+        cluster.certify((0..count).collect::<Vec<_>>().as_slice());
+        for node in 0..count {
             fs::create_dir(cluster.path(&name(node))).expect("a folder for copies");
             cluster.revoke(node, &[]);
             cluster.start_replica(node);
@@ -201,6 +205,19 @@ impl Cluster {
         Writer { process, socket }
     }
 
+    /// Runs `sealblk volume` on a node, over the copy there; what it prints, or what it fails with.
+    pub fn volume(&self, node: usize, subcommand: &str, arguments: &[&str]) -> Result<String, String> {
+        let mut command = self.command(node, "volume");
+        let output = command.arg(subcommand).arg(self.copy(node)).args(arguments).output().expect("running sealblk");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    }
+
+    /// A node as it is named when it is to be a member.
+    pub fn member(&self, node: usize) -> String {
+        format!("{}={}", name(node), self.reached(node))
+    }
+
     /// How the volume stands, as a node knows it.
     pub fn status(&self, node: usize) -> Status {
         let output = succeed(self.command(node, "volume").args(["status", "--json"]).arg(self.copy(node)));
@@ -262,7 +279,12 @@ impl Cluster {
 
     /// Checks that every copy has the same bytes.
     pub fn assert_equal(&self) {
-        for node in 1..self.replicas.len() {
+        self.assert_equal_with(&(1..self.replicas.len()).collect::<Vec<_>>());
+    }
+
+    /// Checks that these nodes' copies have the same bytes as that of node 0.
+    pub fn assert_equal_with(&self, nodes: &[usize]) {
+        for &node in nodes {
             if let Some(offset) = first_difference(&self.copy(0).join("data"), &self.copy(node).join("data")) {
                 panic!("the copies of node-a and {} differ at byte {offset}", name(node));
             }

@@ -306,6 +306,40 @@ mod tests {
     }
 
     #[test]
+    fn states_are_said_in_these_words() {
+        let life = Incarnation(Uuid::from_bytes([1; 16]));
+        for (state, text) in [
+            (MemberState::InSync(life), r#"{"in-sync":"01010101-0101-0101-0101-010101010101"}"#),
+            (MemberState::Behind, r#""behind""#),
+            (MemberState::Added, r#""added""#),
+            (MemberState::Retired, r#""retired""#),
+        ] {
+            assert_eq!(serde_json::to_string(&state).unwrap(), text);
+            assert_eq!(serde_json::from_str::<MemberState>(text).unwrap(), state);
+        }
+    }
+
+    #[test]
+    fn members_that_were_removed_or_only_added_do_not_count() {
+        let life = MemberState::InSync(Incarnation(Uuid::nil()));
+        let states = [life, MemberState::Behind, MemberState::Added, MemberState::Retired];
+        let member =
+            |(index, &state)| Member { node: format!("n{index}").parse().unwrap(), address: "n:1".into(), state };
+        let view = View {
+            volume: Uuid::nil(),
+            number: ViewNumber(1),
+            writer: None,
+            members: states.iter().enumerate().map(member).collect(),
+            failure_mode: FailureMode::Hard,
+            lease_ms: 1000,
+        };
+        assert_eq!((view.in_sync_min(), view.present().count(), view.in_sync().count()), (2, 3, 1));
+        let on = |node: &str| view.member_on(&node.parse().unwrap());
+        assert_eq!((on("n2"), on("n3")), (Some(MemberIndex(2)), None));
+        assert_eq!(view.place_of(&"n3".parse().unwrap()), Some(MemberIndex(3)));
+    }
+
+    #[test]
     fn node_names_are_dns_names() {
         for name in ["a", "node-1", "node-1.rack2.example", "10.0.0.1"] {
             assert_eq!(name.parse::<NodeName>().unwrap().as_str(), name);

@@ -7,4 +7,5 @@ mod chaos;
 mod copies;
 mod ends;
 mod links;
+mod members;
 mod resync;

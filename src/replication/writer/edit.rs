@@ -57,7 +57,7 @@ pub enum EditRefusal {
     LastInSync(NodeName),
     /// Writes would have to wait.
     #[error(
-        "without node {node} {in_sync} copies would be in sync and a write would need {min}: wait until others are in sync, or remove those that will not be"
+        "without node {node} the copies in sync would be {in_sync}, and a write would need {min}: wait until others are in sync, or remove those that will not be"
     )]
     TooFewInSync {
         /// Which is to go.
