@@ -33,7 +33,9 @@ use super::support::volume::SEALBLK;
 pub struct Plan {
     /// Nodes with a copy.
     pub nodes: usize,
-    /// More nodes, without one.
+    /// More nodes, whose replicas have none yet.
+    pub spares: usize,
+    /// More nodes, without replicas.
     pub diskless: usize,
     pub size_bytes: u64,
     pub failure_mode: &'static str,
@@ -71,6 +73,7 @@ impl Plan {
     /// Three nodes, of which two must be in sync.
     pub const USUAL: Plan = Plan {
         nodes: 3,
+        spares: 0,
         diskless: 0,
         size_bytes: 64 << 20,
         failure_mode: "soft",
@@ -83,12 +86,13 @@ impl Plan {
 impl Cluster {
     /// With every replica running and a new volume.
     pub fn start(plan: &Plan) -> Cluster {
-        let all = plan.nodes + plan.diskless;
+        let keepers = plan.nodes + plan.spares;
+        let all = keepers + plan.diskless;
         let network = Arc::new(Network::new(all));
-        let proxied = if plan.proxies { plan.nodes } else { 0 };
+        let proxied = if plan.proxies { keepers } else { 0 };
         let proxies = (0..proxied).map(|node| Proxy::start(&network, node, PROXY_PORT, PORT)).collect();
         let mut cluster = Cluster {
-            replicas: (0..plan.nodes).map(|_| None).collect(),
+            replicas: (0..keepers).map(|_| None).collect(),
             proxies,
             network,
             volume: Uuid::nil(),
@@ -107,7 +111,7 @@ impl Cluster {
             fs::create_dir(cluster.path(&name(node))).expect("a folder for copies");
             cluster.revoke(node, &[]);
         }
-        (0..plan.nodes).for_each(|node| cluster.start_replica(node));
+        (0..keepers).for_each(|node| cluster.start_replica(node));
         cluster.create_volume(plan);
         cluster
     }
@@ -232,6 +236,19 @@ impl Cluster {
         Writer { process, socket }
     }
 
+    /// Runs `sealblk volume` on a node, over the copy there; what it prints, or what it fails with.
+    pub fn volume(&self, node: usize, subcommand: &str, arguments: &[&str]) -> Result<String, String> {
+        let mut command = self.command(node, "volume");
+        let output = command.arg(subcommand).arg(self.copy(node)).args(arguments).output().expect("running sealblk");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+    }
+
+    /// A node as it is named when it is to be a member.
+    pub fn member(&self, node: usize) -> String {
+        format!("{}={}", name(node), self.reached(node))
+    }
+
     /// How the volume stands, as a node knows it.
     pub fn status(&self, node: usize) -> Status {
         let output = succeed(self.ask_for_status(node).arg("--json"));
@@ -250,7 +267,7 @@ impl Cluster {
     }
 
     /// The volume's id.
-    pub fn volume(&self) -> Uuid {
+    pub fn id(&self) -> Uuid {
         self.volume
     }
 
@@ -314,7 +331,12 @@ impl Cluster {
 
     /// Checks that every copy has the same bytes.
     pub fn assert_equal(&self) {
-        for node in 1..self.replicas.len() {
+        self.assert_equal_with(&(1..self.replicas.len()).collect::<Vec<_>>());
+    }
+
+    /// Checks that these nodes' copies have the same bytes as that of node 0.
+    pub fn assert_equal_with(&self, nodes: &[usize]) {
+        for &node in nodes {
             if let Some(offset) = first_difference(&self.copy(0).join("data"), &self.copy(node).join("data")) {
                 panic!("the copies of node-a and {} differ at byte {offset}", name(node));
             }

@@ -51,6 +51,11 @@ pub fn strike(world: &mut World) {
         world.fault_at(next + 1_500_000);
         return;
     }
+    if world.scenario.changing && world.random.chance(8) {
+        world.lose_disk(node);
+        world.fault_at(next);
+        return;
+    }
     match world.random.below(21) {
         0 | 1 => {
             world.stop_daemon(node);

@@ -190,12 +190,17 @@ impl Scene {
         requests.map(|request| format!("{} {} {}", request.verb, request.uri, request.status)).collect()
     }
 
+    /// The folder of the copy on a node.
+    pub fn copy(&self, node: usize) -> PathBuf {
+        let id = self.object()["status"]["view"]["volume"].as_str().expect("an id").to_owned();
+        self.folder.path().join(name(node)).join(id)
+    }
+
     /// Checks that every copy has the same bytes.
     pub fn assert_equal(&self) {
-        let id = self.object()["status"]["view"]["volume"].as_str().expect("an id").to_owned();
         let read = |node: usize| {
             let mut bytes = Vec::new();
-            let path = self.folder.path().join(name(node)).join(&id).join("data");
+            let path = self.copy(node).join("data");
             File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).expect("a copy");
             bytes
         };

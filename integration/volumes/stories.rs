@@ -1,5 +1,6 @@
 //! A volume's life: made, attached, a node lost and back, attached elsewhere, the API server away.
 
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,46 @@ fn a_volume_is_attached_by_its_name_and_kubectl_shows_how_it_stands() {
     scene.assert_equal();
     let refused: Vec<_> = scene.requests().into_iter().filter(|request| request.ends_with(" 403")).collect();
     assert_eq!(refused, [] as [String; 0], "deploy/ grants what it takes");
+}
+
+#[test]
+fn members_come_and_go_and_an_attach_goes_by_the_view() {
+    let mut scene = Scene::with_volume();
+    let writer = scene.serve(0);
+    scene.await_column("IN-SYNC", "3/3");
+    let spec = scene.object()["spec"].clone();
+    let load = Load::start(&writer.socket, Model::new(BLOCKS), Manner::usual(62));
+    load.await_progress(200);
+
+    scene.kill_replica(2);
+    fs::remove_dir_all(scene.copy(2)).unwrap();
+    scene.await_column("IN-SYNC", "2/3");
+    succeed(scene.command("volume").arg("remove-member").arg(scene.copy(0)).arg(name(2)));
+    scene.await_column("IN-SYNC", "2/2");
+    scene.await_column("READY", "True");
+    assert_eq!(scene.condition("Degraded").0, "False");
+    assert_eq!(scene.object()["status"]["view"]["members"][2]["state"], "Retired");
+    load.await_progress(200);
+
+    scene.start_replica(2);
+    let member = format!("{}={}", name(2), scene.address(2));
+    succeed(scene.command("volume").arg("add-member").arg(scene.copy(0)).args([&member, "--wait"]));
+    scene.await_column("IN-SYNC", "3/3");
+    load.await_progress(200);
+    succeed(scene.command("volume").arg("remove-member").arg(scene.copy(0)).arg(name(1)));
+    scene.await_column("IN-SYNC", "2/2");
+    assert_eq!(scene.object()["spec"], spec, "the spec is the user's");
+    let model = load.finish();
+    writer.process.terminate();
+
+    let writer = scene.serve(2);
+    let load = Load::start(&writer.socket, model, Manner::usual(63));
+    load.await_progress(200);
+    let member = format!("{}={}", name(1), scene.address(1));
+    succeed(scene.command("volume").arg("add-member").arg(scene.copy(2)).args([&member, "--wait"]));
+    load.finish();
+    writer.process.terminate();
+    scene.assert_equal();
 }
 
 #[test]

@@ -177,6 +177,23 @@ pub enum CliError {
         /// The monitor's socket.
         socket: PathBuf,
     },
+    /// Members can be changed only by the process that serves the volume.
+    #[error(
+        "volume {} is not served from this folder: run this on the node where it is served, with the folder of the copy there",
+        .dir.display()
+    )]
+    NotServedHere {
+        /// The copy's folder.
+        dir: PathBuf,
+    },
+    /// Members are not changed.
+    #[error("the members of volume {} are not changed: {reason}", .dir.display())]
+    Members {
+        /// The copy's folder.
+        dir: PathBuf,
+        /// Why, as the process that serves it says.
+        reason: String,
+    },
     /// No memory for what a volume's key gives.
     #[error(transparent)]
     Locked(#[from] LockedError),

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 mod check;
 
+pub(in crate::replication) use check::is_address;
 pub use check::{LEASE_MS_MAX, ViewError, ViewFault};
 
 /// The most copies that a volume may have.
@@ -111,7 +112,8 @@ pub struct WriterId {
     pub attachment: Uuid,
 }
 
-/// Which member of a view: its place in [`View::members`], which never changes.
+/// Which member of a view: its place in [`View::members`]. A place is never taken away, so that this stays true for as
+/// long as the member is one. That of a member that was removed may be another's in a later view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberIndex(pub u8);
 
@@ -125,7 +127,7 @@ pub struct View {
     pub number: ViewNumber,
     /// Who may write; none before the first attach.
     pub writer: Option<WriterId>,
-    /// Every copy, at most [`MEMBERS_MAX`].
+    /// Every copy, at most [`MEMBERS_MAX`], and the places of those that were removed.
     pub members: Vec<Member>,
     /// How many copies must be in sync for a write.
     pub failure_mode: FailureMode,
@@ -155,6 +157,11 @@ pub enum MemberState {
     InSync(Incarnation),
     /// It may lack writes.
     Behind,
+    /// It was made a member, and has not been in sync since. Until it is, it does not count for the failure mode: so
+    /// that nothing has to wait because a member is added.
+    Added,
+    /// It was removed: nobody reads from it, writes to it or waits for it. Only its place is kept.
+    Retired,
 }
 
 impl View {
@@ -166,14 +173,34 @@ impl View {
             .map(|(index, _)| MemberIndex(index))
     }
 
-    /// The member on a node.
+    /// The member on a node, unless it was removed.
     pub fn member_on(&self, node: &NodeName) -> Option<MemberIndex> {
+        self.place_of(node).filter(|&index| !self.is_retired(index))
+    }
+
+    /// The place of a node, also of one whose copy was removed.
+    pub fn place_of(&self, node: &NodeName) -> Option<MemberIndex> {
         (0u8..).zip(&self.members).find(|(_, member)| member.node == *node).map(|(index, _)| MemberIndex(index))
+    }
+
+    /// Whether a place is that of a member which was removed.
+    pub fn is_retired(&self, member: MemberIndex) -> bool {
+        self.members.get(usize::from(member.0)).is_some_and(|member| member.state == MemberState::Retired)
+    }
+
+    /// The copies that there are: every member that was not removed.
+    pub fn present(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| member.state != MemberState::Retired)
+    }
+
+    /// How many copies the failure mode is about.
+    pub fn counted(&self) -> usize {
+        self.present().filter(|member| member.state != MemberState::Added).count()
     }
 
     /// How many copies must be in sync for a write.
     pub fn in_sync_min(&self) -> usize {
-        self.failure_mode.in_sync_min(self.members.len())
+        self.failure_mode.in_sync_min(self.counted())
     }
 }
 
@@ -276,6 +303,40 @@ mod tests {
         for text in ["", "0", "9", "Hard", "-1", "1.5"] {
             assert!(text.parse::<FailureMode>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn states_are_said_in_these_words() {
+        let life = Incarnation(Uuid::from_bytes([1; 16]));
+        for (state, text) in [
+            (MemberState::InSync(life), r#"{"in-sync":"01010101-0101-0101-0101-010101010101"}"#),
+            (MemberState::Behind, r#""behind""#),
+            (MemberState::Added, r#""added""#),
+            (MemberState::Retired, r#""retired""#),
+        ] {
+            assert_eq!(serde_json::to_string(&state).unwrap(), text);
+            assert_eq!(serde_json::from_str::<MemberState>(text).unwrap(), state);
+        }
+    }
+
+    #[test]
+    fn members_that_were_removed_or_only_added_do_not_count() {
+        let life = MemberState::InSync(Incarnation(Uuid::nil()));
+        let states = [life, MemberState::Behind, MemberState::Added, MemberState::Retired];
+        let member =
+            |(index, &state)| Member { node: format!("n{index}").parse().unwrap(), address: "n:1".into(), state };
+        let view = View {
+            volume: Uuid::nil(),
+            number: ViewNumber(1),
+            writer: None,
+            members: states.iter().enumerate().map(member).collect(),
+            failure_mode: FailureMode::Hard,
+            lease_ms: 1000,
+        };
+        assert_eq!((view.in_sync_min(), view.present().count(), view.in_sync().count()), (2, 3, 1));
+        let on = |node: &str| view.member_on(&node.parse().unwrap());
+        assert_eq!((on("n2"), on("n3")), (Some(MemberIndex(2)), None));
+        assert_eq!(view.place_of(&"n3".parse().unwrap()), Some(MemberIndex(3)));
     }
 
     #[test]

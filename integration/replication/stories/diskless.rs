@@ -216,7 +216,7 @@ fn a_node_without_a_copy_says_how_the_volume_stands() {
 fn what_keeps_a_volume_from_being_attached_is_said_before_anything_is_claimed() {
     let mut cluster = Cluster::start(&PLAN);
     cluster.serve(0, &[]).process.terminate();
-    let id = cluster.volume().to_string();
+    let id = cluster.id().to_string();
     fs::write(cluster.path("wrong"), [7u8; 32].into_iter().chain([9; 32]).collect::<Vec<u8>>()).unwrap();
     fs::set_permissions(cluster.path("wrong"), fs::metadata(cluster.path("key")).unwrap().permissions()).unwrap();
     let before = cluster.stored_view();

@@ -9,4 +9,5 @@ mod diskless;
 mod ends;
 mod full_disks;
 mod links;
+mod members;
 mod resync;

@@ -8,7 +8,7 @@ use sealblk::replication::view::{MemberIndex, ViewNumber};
 use sealblk::replication::writer::{Lane, Payload};
 use uuid::Uuid;
 
-use super::{Event, SECTOR_BYTES, World};
+use super::{Event, SECTOR_BYTES, World, node_of};
 use crate::disk::Value;
 
 pub(super) struct Session {
@@ -22,6 +22,8 @@ pub(super) struct Connection {
     pub(super) process: u64,
     pub(super) writer_node: usize,
     pub(super) member: MemberIndex,
+    /// Where that member is.
+    pub(super) node: usize,
     pub(super) session: u64,
     pub(super) hello: Hello,
     pub(super) local: bool,
@@ -47,9 +49,9 @@ pub(super) enum Message {
 
 impl World {
     pub(super) fn connect(&mut self, number: u64, member: MemberIndex, session: u64, view: ViewNumber) {
-        let node = usize::from(member.0);
         let Some(process) = self.processes.get_mut(&number) else { return };
-        let local = process.node == node;
+        let node = node_of(process.writer.view(), member);
+        let local = process.local == Some(member);
         let mut connections = Vec::new();
         let links = if self.scenario.uneven { &[1, 1, 4, 20][..] } else { &[1] };
         for lane in 0..=self.scenario.lanes {
@@ -65,6 +67,7 @@ impl World {
                     process: number,
                     writer_node: process.node,
                     member,
+                    node,
                     session,
                     hello,
                     local,
@@ -186,7 +189,7 @@ impl World {
 
     pub(super) fn arrive(&mut self, id: ConnectionId, to_writer: bool, message: Message) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let node = usize::from(connection.member.0);
+        let node = connection.node;
         let path = if to_writer { (node, connection.writer_node) } else { (connection.writer_node, node) };
         let held = &mut connection.held[usize::from(to_writer)];
         let stalled = !to_writer && !connection.local && self.nodes[node].stalled_until > self.now;
@@ -205,7 +208,7 @@ impl World {
             }
             return;
         }
-        let node = usize::from(connection.member.0);
+        let node = connection.node;
         match message {
             Message::Closed => {
                 if let Some(connection) = self.connections.get_mut(&id) {
@@ -296,7 +299,7 @@ impl World {
         for id in ids {
             for to_writer in [false, true] {
                 let Some(connection) = self.connections.get_mut(&id) else { continue };
-                let stalled = !to_writer && self.nodes[usize::from(connection.member.0)].stalled_until > self.now;
+                let stalled = !to_writer && self.nodes[connection.node].stalled_until > self.now;
                 if stalled {
                     continue;
                 }

@@ -35,6 +35,10 @@ impl World {
         let (process, hello, local) = (connection.process, connection.hello.clone(), connection.local);
         let held_by = self.nodes[node].holder.as_ref().map(|holder| holder.process);
         let failed = self.nodes[node].holder.as_ref().is_some_and(|holder| holder.replica.has_failed());
+        if self.nodes[node].disk.is_none() {
+            // There is no such copy.
+            return self.send(id, true, Message::Closed);
+        }
         if local {
             if failed {
                 self.release_copy(node, false);
@@ -118,7 +122,7 @@ impl World {
         let served: Vec<ConnectionId> = self
             .connections
             .iter()
-            .filter(|(_, connection)| usize::from(connection.member.0) == node && connection.at_replica)
+            .filter(|(_, connection)| connection.node == node && connection.at_replica)
             .map(|(&id, _)| id)
             .collect();
         for id in served {

@@ -4,6 +4,7 @@
 //! held up by a cut or lost with their connection, disks that are slow, fail or lose their cache, processes
 //! that are killed, stopped or started twice, and a store of views that cannot always be reached.
 
+mod administration;
 mod connections;
 mod copies;
 mod processes;
@@ -13,7 +14,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use sealblk::replication::region::{RegionIndex, Regions, Row};
 use sealblk::replication::replica::ConnectionId;
-use sealblk::replication::view::{FailureMode, Incarnation, Member, MemberState, NodeName, View, ViewNumber};
+use sealblk::replication::view::{
+    FailureMode, Incarnation, Member, MemberIndex, MemberState, NodeName, View, ViewNumber,
+};
 use sealblk::replication::writer::{Settings, Swapped};
 use uuid::Uuid;
 
@@ -38,6 +41,8 @@ pub struct Scenario {
     pub away: bool,
     /// Whether what goes wrong is mostly that all copies restart, and the writer lives.
     pub restless: bool,
+    /// Whether members come and go.
+    pub changing: bool,
     pub sectors: usize,
     pub region_sectors: u64,
     pub lanes: u16,
@@ -88,6 +93,8 @@ pub struct World {
     /// No more faults.
     pub peace: bool,
     pub counts: Counts,
+    /// How many members there were when they were last changed.
+    members: usize,
 }
 
 /// What has happened, to see that anything has.
@@ -100,6 +107,9 @@ pub struct Counts {
     pub power_losses: u64,
     pub copied: u64,
     pub asked_others: u64,
+    pub added: u64,
+    pub removed: u64,
+    pub disks_lost: u64,
 }
 
 impl Counts {
@@ -111,12 +121,15 @@ impl Counts {
         self.power_losses += other.power_losses;
         self.copied += other.copied;
         self.asked_others += other.asked_others;
+        self.added += other.added;
+        self.removed += other.removed;
+        self.disks_lost += other.disks_lost;
     }
 
     /// Whether each kind of thing has happened.
     pub fn is_eventful(&self) -> bool {
-        let kinds = [self.operations, self.views, self.attaches, self.replaced];
-        let more = [self.power_losses, self.copied, self.asked_others];
+        let kinds = [self.operations, self.views, self.attaches, self.replaced, self.power_losses];
+        let more = [self.copied, self.asked_others, self.added, self.removed, self.disks_lost];
         kinds.iter().chain(&more).all(|&count| count > 0)
     }
 }
@@ -135,32 +148,74 @@ pub struct Node {
 }
 
 enum Event {
-    Arrive { connection: ConnectionId, to_writer: bool, message: Message },
-    DiskDone { node: usize, holder: u64, connection: ConnectionId, id: u64 },
-    Persisted { node: usize, holder: u64, rows: Vec<(RegionIndex, Row)>, view: Option<Box<View>> },
-    StoreAsked { process: u64, current: ViewNumber, next: Box<View>, answer: bool },
-    StoreAnswered { process: u64, result: Swapped },
-    Tick { process: u64 },
-    GuestActs { process: u64 },
-    StartDaemon { node: usize },
-    PowerOn { node: usize },
-    Attach { on: Option<usize> },
+    Arrive {
+        connection: ConnectionId,
+        to_writer: bool,
+        message: Message,
+    },
+    DiskDone {
+        node: usize,
+        holder: u64,
+        connection: ConnectionId,
+        id: u64,
+    },
+    Persisted {
+        node: usize,
+        holder: u64,
+        rows: Vec<(RegionIndex, Row)>,
+        view: Option<Box<View>>,
+    },
+    StoreAsked {
+        process: u64,
+        current: ViewNumber,
+        next: Box<View>,
+        answer: bool,
+    },
+    StoreAnswered {
+        process: u64,
+        result: Swapped,
+    },
+    Tick {
+        process: u64,
+    },
+    GuestActs {
+        process: u64,
+    },
+    StartDaemon {
+        node: usize,
+    },
+    PowerOn {
+        node: usize,
+    },
+    Attach {
+        on: Option<usize>,
+    },
     Heal,
     Fault,
     Follow(Sequel),
+    /// Whoever runs the volume changes its members, or looks whether there is a reason to.
+    Administer,
+    /// A node that was added makes its copy, if it has none.
+    MakeCopy {
+        node: usize,
+    },
+    /// A node's disk is lost for good, if its copy can be spared.
+    DiskDies {
+        node: usize,
+        tries: u32,
+    },
 }
 
 impl World {
     pub fn new(seed: u64, scenario: Scenario) -> Self {
         let mut random = Random::new(seed);
-        let name = |index: usize| format!("node-{index}").parse::<NodeName>().expect("a name");
         let view = View {
             volume: Uuid::from_u128(1),
             number: ViewNumber(1),
             writer: None,
             members: (0..scenario.members)
                 .map(|index| Member {
-                    node: name(index),
+                    node: name_of(index),
                     address: String::new(),
                     state: MemberState::InSync(Incarnation(Uuid::nil())),
                 })
@@ -180,6 +235,7 @@ impl World {
         });
         let nodes = nodes.collect();
         let history = History::new(scenario.sectors);
+        let members = scenario.members;
         let _ = random.next();
         let mut world = Self {
             scenario,
@@ -208,8 +264,12 @@ impl World {
             error: None,
             peace: false,
             counts: Counts::default(),
+            members,
         };
         world.attach_at(1000);
+        if world.scenario.changing {
+            world.at(ADMINISTER_US, Event::Administer);
+        }
         world
     }
 
@@ -321,6 +381,9 @@ impl World {
             Event::Fault | Event::Follow(_) if self.peace => {}
             Event::Follow(sequel) => crate::faults::follow(self, sequel),
             Event::Fault => crate::faults::strike(self),
+            Event::Administer => self.administer(),
+            Event::MakeCopy { node } => self.make_copy(node),
+            Event::DiskDies { node, tries } => self.disk_dies(node, tries),
         }
     }
 
@@ -329,7 +392,7 @@ impl World {
     fn check_region(&mut self, region: RegionIndex) {
         let (first, end) = self.regions().range(region);
         let (first, count) = ((first / SECTOR_BYTES) as usize, ((end - first) / SECTOR_BYTES) as usize);
-        let in_sync = self.store.view.in_sync().filter_map(|member| self.nodes[usize::from(member.0)].disk.as_ref());
+        let in_sync = self.store.view.in_sync().filter_map(|member| self.disk_of(&self.store.view, member));
         let copies: Vec<&Disk> = in_sync.collect();
         if copies.iter().any(|disk| disk.rows[region.0 as usize].intent) {
             return;
@@ -340,6 +403,11 @@ impl World {
             let what = if differ { "differs among the copies in sync" } else { "is not durable" };
             self.fail(format!("region {} {what}, and no row says so", region.0));
         }
+    }
+
+    /// The copy of a member, if it is there.
+    pub fn disk_of(&self, view: &View, member: MemberIndex) -> Option<&Disk> {
+        self.nodes[node_of(view, member)].disk.as_ref()
     }
 
     fn check_regions(&mut self) {
@@ -356,4 +424,22 @@ impl World {
     }
 }
 
+/// The node of a member.
+pub fn node_of(view: &View, member: MemberIndex) -> usize {
+    number_of(&view.members[usize::from(member.0)].node)
+}
+
+/// The number of a node.
+pub fn number_of(name: &NodeName) -> usize {
+    let number = name.as_str().strip_prefix("node-").and_then(|number| number.parse().ok());
+    number.expect("nodes are named for their numbers")
+}
+
+/// The name of a node.
+pub fn name_of(node: usize) -> NodeName {
+    format!("node-{node}").parse().expect("a name")
+}
+
+/// How often whoever runs the volume looks at it.
+const ADMINISTER_US: u64 = 400_000;
 const TICK_US: u64 = 50_000;

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use sealblk::replication::message::Request;
 use sealblk::replication::replica::ConnectionId;
-use sealblk::replication::view::{MemberIndex, View, ViewNumber, WriterId};
+use sealblk::replication::view::{MemberIndex, NodeName, View, ViewNumber, WriterId};
 use sealblk::replication::writer::{self, Lane, Payload, StopReason, Swapped, Time, Writer};
 use uuid::Uuid;
 
 use super::connections::Session;
-use super::{Event, TICK_US, World};
+use super::{Event, TICK_US, World, name_of, node_of};
 use crate::disk::Value;
 use crate::faults::{self, Sequel};
 use crate::guest::Guest;
@@ -17,6 +17,8 @@ use crate::guest::Guest;
 /// A process that serves a guest.
 pub struct Process {
     pub node: usize,
+    /// The member whose copy it holds.
+    pub local: Option<MemberIndex>,
     pub id: WriterId,
     pub writer: Writer,
     pub guest: Guest,
@@ -53,12 +55,10 @@ impl World {
         }
         let number = self.next_process;
         self.next_process += 1;
-        let id = WriterId {
-            node: format!("node-{node}").parse().expect("a name"),
-            attachment: Uuid::from_u128(0xa000 + u128::from(number)),
-        };
+        let id = WriterId { node: name_of(node), attachment: Uuid::from_u128(0xa000 + u128::from(number)) };
         let regions = self.regions();
-        let local = self.nodes[node].disk.is_some().then_some(MemberIndex(node as u8));
+        // A copy that was removed is nobody's.
+        let local = self.store.view.member_on(&name_of(node)).filter(|_| self.nodes[node].disk.is_some());
         if local.is_some() {
             self.release_copy(node, false);
             self.open_copy(node, Some(number));
@@ -75,6 +75,7 @@ impl World {
             number,
             Process {
                 node,
+                local,
                 id,
                 writer,
                 guest,
@@ -115,8 +116,9 @@ impl World {
         let Some(process) = self.processes.get_mut(&number) else { return };
         process.served = true;
         let attached = process.attached;
-        let in_sync: Vec<usize> = process.writer.view().in_sync().map(|member| usize::from(member.0)).collect();
-        let view = process.writer.view().number;
+        let view = process.writer.view();
+        let in_sync: Vec<usize> = view.in_sync().map(|member| node_of(view, member)).collect();
+        let view = view.number;
         self.at(now, Event::GuestActs { process: number });
         if view < self.guest_view {
             // It has been replaced and does not know yet: what it says must go with what the newer one says.
@@ -217,6 +219,7 @@ impl World {
                     self.follow_at(soon, Sequel::CopiesRestart);
                 }
             }
+            writer::Action::Edited { result, .. } => self.edited(number, result),
             writer::Action::Stop(reason) => {
                 if let StopReason::View(what) = reason {
                     self.fail(format!("a writer stopped: {what}"));
@@ -257,8 +260,11 @@ impl World {
         let old = self.store.view.clone();
         let result = self.store.swap(current, next);
         if result == Swapped::Stored && process != self.guest_process {
-            let lives = |view: &View, member: MemberIndex| view.members[usize::from(member.0)].state;
-            self.renewed |= old.in_sync().all(|member| lives(&old, member) != lives(next, member));
+            let lives = |view: &View, node: &NodeName| {
+                view.place_of(node).map(|place| view.members[usize::from(place.0)].state)
+            };
+            let mut in_sync = old.in_sync().map(|member| &old.members[usize::from(member.0)].node);
+            self.renewed |= in_sync.all(|node| lives(&old, node) != lives(next, node));
         }
         self.check_regions();
         self.note(|| format!("store: {result:?} for {} by process {process}", next.number));

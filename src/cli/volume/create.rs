@@ -108,7 +108,8 @@ pub fn run(args: &CreateArgs) -> Result<(), CliError> {
     output::print(&format!("created volume {} on {}\n", superblock.id, nodes.join(", ")))
 }
 
-fn member(text: &str) -> Result<(NodeName, String), String> {
+/// A member as it is written on the command line: NAME=HOST:PORT.
+pub(super) fn member(text: &str) -> Result<(NodeName, String), String> {
     let (node, address) = text.split_once('=').ok_or("not a member: write NAME=HOST:PORT")?;
     let node = node.parse().map_err(|error| format!("{error}"))?;
     Ok((node, address.to_owned()))

@@ -2,6 +2,7 @@
 
 mod create;
 mod image;
+mod members;
 pub(super) mod planned;
 mod status;
 
@@ -14,6 +15,7 @@ use super::{CliError, output, size};
 use crate::store::{Access, Cipher, Store};
 use create::CreateArgs;
 use image::ImageArgs;
+use members::{AddMemberArgs, MoveArgs, RemoveMemberArgs};
 use status::StatusArgs;
 
 #[derive(Subcommand)]
@@ -24,6 +26,12 @@ pub enum VolumeCommand {
     Info(InfoArgs),
     /// Show how the copies of a replicated volume stand
     Status(StatusArgs),
+    /// Have another node keep a copy of a replicated volume, while it is served
+    AddMember(AddMemberArgs),
+    /// Have a node keep no copy of a replicated volume any more, also one that is lost for good
+    RemoveMember(RemoveMemberArgs),
+    /// Have another node keep a copy in the place of one: add it, wait until it is in sync, remove the other
+    Move(MoveArgs),
     /// Replace the content of a volume by a raw image, followed by zeros
     Import(ImageArgs),
     /// Write the content of a volume to a raw image
@@ -44,6 +52,9 @@ pub fn run(command: VolumeCommand) -> Result<(), CliError> {
         VolumeCommand::Create(args) => create::run(&args),
         VolumeCommand::Info(args) => info(&args),
         VolumeCommand::Status(args) => status::run(&args),
+        VolumeCommand::AddMember(args) => members::add(&args),
+        VolumeCommand::RemoveMember(args) => members::remove(&args),
+        VolumeCommand::Move(args) => members::relocate(&args),
         VolumeCommand::Import(args) => image::import(&args),
         VolumeCommand::Export(args) => image::export(&args),
     }

@@ -104,7 +104,7 @@ fn for_people(status: &Status, teller: Teller, pace: &Pace) -> String {
     let _ = writeln!(text, "volume        {}", status.volume);
     let _ = writeln!(text, "view          {}, writer {writer}", status.view);
     let writable = if status.writable { "" } else { "; too few for writes" };
-    let count = status.members.len();
+    let count = status.present().count();
     let _ = writeln!(text, "in sync       {} of {count}, mode {}{writable}", status.in_sync, status.failure_mode);
     if status.unreconciled_regions > 0 {
         let bytes = status.unreconciled_regions as u64 * status.region_bytes;
@@ -113,8 +113,13 @@ fn for_people(status: &Status, teller: Teller, pace: &Pace) -> String {
     if teller == Teller::Copy {
         let _ = writeln!(text, "not served on this node: this is what the copy here knew last");
     }
-    for member in &status.members {
+    for member in status.present() {
         let _ = writeln!(text, "{}", member_line(member, teller == Teller::Writer, pace));
+    }
+    let removed = status.members.iter().filter(|member| member.state == CopyState::Retired);
+    let removed: Vec<&str> = removed.map(|member| member.node.as_str()).collect();
+    if !removed.is_empty() {
+        let _ = writeln!(text, "removed       {}", removed.join(", "));
     }
     text
 }
@@ -142,12 +147,14 @@ fn state_name(state: CopyState) -> &'static str {
         CopyState::InSync => "in sync",
         CopyState::Resyncing => "being sent what it lacks",
         CopyState::Behind => "behind",
+        CopyState::Added => "added, not in sync yet",
+        CopyState::Retired => "removed",
     }
 }
 
 /// How fast members get what they lack, from one look to the next.
 #[derive(Default)]
-struct Pace {
+pub(super) struct Pace {
     members: Vec<Progress>,
 }
 
@@ -160,7 +167,7 @@ struct Progress {
 }
 
 impl Pace {
-    fn note(&mut self, status: &Status, now: Instant) {
+    pub(super) fn note(&mut self, status: &Status, now: Instant) {
         for MemberStatus { node, behind_bytes, .. } in &status.members {
             let bytes = *behind_bytes;
             match self.members.iter_mut().find(|progress| progress.node == *node) {
@@ -197,19 +204,19 @@ impl Pace {
 
 /// A bar for each member that is being sent what it lacks.
 #[derive(Default)]
-struct Bars {
+pub(super) struct Bars {
     all: MultiProgress,
     of: std::cell::RefCell<Vec<ProgressBar>>,
 }
 
 impl Bars {
-    fn show(&self, status: &Status, pace: &Pace) {
+    pub(super) fn show(&self, status: &Status, pace: &Pace) {
         let mut bars = self.of.borrow_mut();
-        while bars.len() < status.members.len() {
+        while bars.len() < status.present().count() {
             let style = ProgressStyle::with_template("{msg:60!} {wide_bar} {percent}%");
             bars.push(self.all.add(ProgressBar::new(1).with_style(style.expect("the template is constant"))));
         }
-        for (bar, member) in bars.iter().zip(&status.members) {
+        for (bar, member) in bars.iter().zip(status.present()) {
             let all = pace.first_bytes(&member.node).max(1);
             bar.set_length(all);
             bar.set_position(if member.behind_bytes == 0 { all } else { all - member.behind_bytes.min(all) });
@@ -272,5 +279,14 @@ mod tests {
         assert!(text.contains("in sync       1 of 2, mode soft\n"), "{text}");
         assert!(text.contains("being sent what it lacks, lacks 8.0 MiB at most"), "{text}");
         assert!(!text.contains("not served"), "{text}");
+    }
+
+    #[test]
+    fn a_member_that_was_removed_is_none() {
+        let mut status = status(0);
+        status.members[1].state = CopyState::Retired;
+        let text = for_people(&status, Teller::Writer, &Pace::default());
+        assert!(text.contains("in sync       1 of 1, mode soft\n"), "{text}");
+        assert!(text.ends_with("\nremoved       node-b\n"), "{text}");
     }
 }

@@ -52,15 +52,17 @@ struct StoredMember {
 enum StoredState {
     InSync,
     Behind,
+    Added,
+    Retired,
 }
 
 impl Status {
     /// The status that says that `view` is current, after this one.
     pub fn next(&self, view: &View, generation: Option<i64>, now: Timestamp) -> Status {
         let count = view.in_sync().count();
-        let of = view.members.len();
+        let of = view.present().count();
         let enough = count >= view.in_sync_min();
-        let behind = view.members.iter().filter(|member| member.state == MemberState::Behind);
+        let behind = view.present().filter(|member| !matches!(member.state, MemberState::InSync(_)));
         let behind: Vec<&str> = behind.map(|member| member.node.as_str()).collect();
         let ready = (
             "Ready",
@@ -100,6 +102,8 @@ impl StoredView {
             let (state, incarnation) = match *state {
                 MemberState::InSync(incarnation) => (StoredState::InSync, Some(incarnation)),
                 MemberState::Behind => (StoredState::Behind, None),
+                MemberState::Added => (StoredState::Added, None),
+                MemberState::Retired => (StoredState::Retired, None),
             };
             StoredMember { node: node.clone(), address: address.clone(), state, incarnation }
         });
@@ -119,6 +123,8 @@ impl StoredView {
             let state = match (member.state, member.incarnation) {
                 (StoredState::InSync, Some(incarnation)) => MemberState::InSync(incarnation),
                 (StoredState::Behind, None) => MemberState::Behind,
+                (StoredState::Added, None) => MemberState::Added,
+                (StoredState::Retired, None) => MemberState::Retired,
                 _ => return None,
             };
             Some(Member { node: member.node.clone(), address: member.address.clone(), state })
@@ -163,7 +169,12 @@ mod tests {
         assert_eq!(stored, expected);
         assert_eq!(serde_json::from_value::<StoredView>(stored).unwrap().view(), Some(view.clone()));
         let writer = Some(WriterId { node: "node-1".parse().unwrap(), attachment: VOLUME });
-        let view = View { number: ViewNumber::MAX, writer, ..view };
+        let mut view = View { number: ViewNumber::MAX, writer, ..view };
+        for state in [MemberState::Added, MemberState::Retired] {
+            view.members[1].state = state;
+            let stored = serde_json::to_value(StoredView::of(&view)).unwrap();
+            assert_eq!(serde_json::from_value::<StoredView>(stored).unwrap().view().as_ref(), Some(&view));
+        }
         let stored = serde_json::to_value(StoredView::of(&view)).unwrap();
         assert_eq!(serde_json::from_value::<StoredView>(stored).unwrap().view(), Some(view));
     }
@@ -207,5 +218,17 @@ mod tests {
         let status = status.next(&hard, Some(4), at(30));
         assert_eq!(states(&status), texts([("TooFewCopies", "False", 30), ("CopiesBehind", "True", 30)]));
         assert_eq!(status.conditions[0].observed_generation, Some(4));
+
+        // One that was removed is no copy; one that was added is, and no write needs it yet.
+        let mut removed = hard.clone();
+        removed.members[1].state = MemberState::Retired;
+        let status = status.next(&removed, Some(4), at(40));
+        assert_eq!(status.in_sync.as_deref(), Some("1/1"));
+        assert_eq!(states(&status), texts([("EnoughCopies", "True", 40), ("AllCopiesInSync", "False", 40)]));
+        let mut added = removed;
+        added.members[1].state = MemberState::Added;
+        let status = status.next(&added, Some(4), at(50));
+        assert_eq!(status.in_sync.as_deref(), Some("1/2"));
+        assert_eq!(states(&status), texts([("EnoughCopies", "True", 40), ("CopiesBehind", "True", 50)]));
     }
 }

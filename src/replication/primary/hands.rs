@@ -79,10 +79,9 @@ impl Hands {
         if let Some(copy) = &copy {
             add(copy.mailbox(lane.0).as_fd(), COPY_MAIL)?;
         }
-        let members = shared.look(|state| state.writer.view().members.len());
         Ok(Hands {
             lane,
-            peers: (0..members).map(|_| Peer::default()).collect(),
+            peers: (0..MEMBERS_MAX).map(|_| Peer::default()).collect(),
             local: LocalHands::new(depth),
             copy,
             memory: Memory::new(shared.clone(), pieces_max),

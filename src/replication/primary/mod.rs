@@ -19,12 +19,16 @@
 //! | `calls` | making connections |
 //! | `trust` | the members' certificates, for as long as sessions last |
 //! | `views` | changing the stored view |
-//! | `report` | telling other processes of this machine |
+//! | `members` | members that come and go |
+//! | `report` | what other processes of this machine ask for |
+//! | `asking` | the other end: asking that process |
+//! | `request` | in which words they do |
 //! | `status` | how it stands, for people and programs |
 //!
 //! How it ends: [`Primary::close`] in order; or the writer stops, because another has taken its place or because
 //! something acknowledged may be lost. Then no request is answered any more, and the process has to end.
 
+mod asking;
 mod calls;
 mod control;
 mod engine;
@@ -32,9 +36,11 @@ mod error;
 mod hands;
 mod local;
 mod mailbox;
+mod members;
 mod memory;
 mod peer;
 mod report;
+pub mod request;
 mod shared;
 pub mod status;
 #[cfg(test)]
@@ -58,15 +64,17 @@ use super::writer::{self, Action, Lane, StopReason, Writer};
 use crate::coordination::ViewStore;
 use crate::crypto::derive::WriterKey;
 use crate::io::{Engine, Kind};
+use crate::store::Superblock;
 use crate::tls::Reloading;
+pub use asking::{ask, ask_beside, order};
 use calls::Caller;
 use control::Control;
 use engine::ReplicatedEngine;
 pub use error::PrimaryError;
 use hands::Hands;
 use local::LocalCopy;
+use members::Members;
 use report::Reporter;
-pub use report::{ask, ask_beside};
 use shared::Shared;
 use status::Status;
 
@@ -88,10 +96,8 @@ pub struct Setup {
     pub socket: Option<PathBuf>,
     /// The engine that the copy is to be opened with again if it fails; none for what suits it.
     pub engine: Option<Kind>,
-    /// The volume.
-    pub volume: Uuid,
-    /// Its size in bytes.
-    pub size_bytes: u64,
+    /// The volume, as all its copies have it.
+    pub superblock: Superblock,
     /// Where its view is.
     pub views: Box<dyn ViewStore>,
     /// Who this node is, to others.
@@ -114,8 +120,9 @@ impl Primary {
     ///
     /// [`PrimaryError`] says why the volume cannot be claimed.
     pub fn attach(setup: Setup) -> Result<Primary, PrimaryError> {
-        let Setup { node, copy, engine, volume, size_bytes, mut views, tls, signer, queues, .. } = setup;
+        let Setup { node, copy, engine, superblock, mut views, tls, signer, queues, .. } = setup;
         let (opening_time, settings, socket) = (setup.opening_time, setup.settings, setup.socket);
+        let (volume, size_bytes) = (superblock.id, superblock.size_bytes);
         let view = views.load()?;
         if view.volume != volume {
             return Err(PrimaryError::OtherVolume { expected: volume, found: view.volume });
@@ -152,7 +159,8 @@ impl Primary {
         };
         if let Some(reporter) = reporter {
             let theirs = shared.clone();
-            primary.spawn("report", move || reporter.run(&theirs))?;
+            let members = Members { caller: caller.clone(), superblock };
+            primary.spawn("report", move || reporter.run(&theirs, &members))?;
         }
         let theirs = shared.clone();
         primary.spawn("view-store", move || views::run(&theirs, &mut *views, &to_swap))?;
@@ -278,6 +286,8 @@ fn log_events(writer: &Writer, action: &Action) {
             let state = |state| match state {
                 MemberState::InSync(_) => "in sync",
                 MemberState::Behind => "behind",
+                MemberState::Added => "added",
+                MemberState::Retired => "removed",
             };
             let members: Vec<String> =
                 view.members.iter().map(|member| format!("{} {}", member.node, state(member.state))).collect();

@@ -1,7 +1,9 @@
-//! Telling other processes of this machine how a volume stands: a socket in the folder of its copy, or without a
-//! copy beside the socket of the guest's monitor.
+//! What other processes of this machine ask of the one that serves a volume: a socket in the folder of its copy, or
+//! without a copy beside the socket of the guest's monitor.
 //!
-//! Whoever connects is sent the [`Status`] as one line of JSON. The socket is for its owner only.
+//! Whoever connects asks for one thing (see [`request`](super::request)), and is answered in lines of JSON; who asks
+//! for nothing is sent the [`Status`]. The socket is for its owner only. Each client has a thread, few at a time, which
+//! ends with the primary.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,10 +11,15 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use serde::Serialize;
 
+use super::members::Members;
+use super::request::{Outcome, OwnerRequest, Refused};
 use super::shared::Shared;
 use super::status::Status;
 use crate::store::{connect_to_owner, listen_as_owner};
@@ -51,18 +58,32 @@ impl Reporter {
         Ok(Reporter { listener, path: dir.join(name) })
     }
 
-    /// Tells those who ask until the primary is closed.
-    pub(super) fn run(self, shared: &Arc<Shared>) {
-        while !shared.is_closing() {
-            let pause = Timespec { tv_sec: 0, tv_nsec: PAUSE.as_nanos() as i64 };
-            let _ = rustix::event::poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&pause));
-            if let Ok((stream, _)) = self.listener.accept() {
-                let status = shared.look(|state| Status::of(&state.writer));
-                if let Err(error) = tell(&stream, &status) {
-                    log::debug!("{}: {error}", self.path.display());
+    /// Attends to those who ask until the primary is closed.
+    pub(super) fn run(self, shared: &Arc<Shared>, members: &Members) {
+        let running = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            while !shared.is_closing() {
+                let pause = Timespec { tv_sec: 0, tv_nsec: PAUSE.as_nanos() as i64 };
+                let _ = rustix::event::poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&pause));
+                let Ok((stream, _)) = self.listener.accept() else { continue };
+                if running.fetch_add(1, Ordering::AcqRel) >= CLIENTS_MAX {
+                    running.fetch_sub(1, Ordering::AcqRel);
+                    let _ = say(&stream, &Refused { refused: "too many ask at a time: try again".to_owned() });
+                    continue;
+                }
+                let (path, running) = (&self.path, &running);
+                let attend = move || {
+                    if let Err(error) = answer(&stream, shared, members) {
+                        log::debug!("{}: {error}", path.display());
+                    }
+                    running.fetch_sub(1, Ordering::AcqRel);
+                };
+                if let Err(error) = thread::Builder::new().name("client".to_owned()).spawn_scoped(scope, attend) {
+                    running.fetch_sub(1, Ordering::AcqRel);
+                    log::warn!("{}: {error}", self.path.display());
                 }
             }
-        }
+        });
     }
 }
 
@@ -70,25 +91,6 @@ impl Drop for Reporter {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
-}
-
-/// Asks the process that serves the copy in `dir` how its volume stands; none if nobody serves it.
-///
-/// # Errors
-///
-/// What the operating system says; also for an answer that is none.
-pub fn ask(dir: &Path) -> io::Result<Option<Status>> {
-    ask_at(dir, SOCKET_FILE)
-}
-
-/// Asks the process that serves a volume without a copy to the guest's monitor at `socket`; none if nobody does.
-///
-/// # Errors
-///
-/// As those of [`ask`].
-pub fn ask_beside(socket: &Path) -> io::Result<Option<Status>> {
-    let (dir, name) = beside(socket)?;
-    ask_at(&dir, &name)
 }
 
 /// Where the socket is for those who ask, if there is no copy: its folder and its name.
@@ -102,38 +104,62 @@ pub(super) fn beside(socket: &Path) -> io::Result<(PathBuf, String)> {
     Ok((dir, name + SUFFIX))
 }
 
-fn ask_at(dir: &Path, name: &str) -> io::Result<Option<Status>> {
-    let stream = match connect_to_owner(dir, name) {
-        Err(error) if is_nobody(&error) => return Ok(None),
-        stream => stream?,
-    };
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    let mut line = String::new();
-    BufReader::new((&stream).take(STATUS_BYTES_MAX)).read_line(&mut line)?;
-    Ok(Some(serde_json::from_str(&line)?))
-}
-
-fn is_nobody(error: &io::Error) -> bool {
+/// Whether a socket could not be connected to because nobody serves anything there.
+pub(super) fn is_nobody(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-fn tell(stream: &UnixStream, status: &Status) -> io::Result<()> {
+/// Does what a client asks.
+fn answer(stream: &UnixStream, shared: &Arc<Shared>, members: &Members) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    let request = match read_request(stream)? {
+        Ok(request) => request,
+        Err(refused) => return say(stream, &refused),
+    };
+    let changed = match request {
+        OwnerRequest::Status => return say(stream, &shared.look(|state| Status::of(&state.writer))),
+        OwnerRequest::AddMember { node, address } => members.add(shared, &node, &address),
+        OwnerRequest::RemoveMember { node } => members.remove(shared, &node),
+    };
+    let failed = |error: super::members::MembersError| Outcome::Failed { reason: error.to_string() };
+    say(stream, &changed.map_or_else(failed, |()| Outcome::Done))
+}
+
+/// What is asked, or what is wrong with it. Who says nothing asks how the volume stands.
+fn read_request(stream: &UnixStream) -> io::Result<Result<OwnerRequest, Refused>> {
+    let mut line = Vec::new();
+    let read = BufReader::new(stream.take(REQUEST_BYTES_MAX)).read_until(b'\n', &mut line);
+    let is_silent = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+    match read {
+        Err(error) if !(is_silent(&error) && line.is_empty()) => Err(error),
+        _ if line.is_empty() => Ok(Ok(OwnerRequest::Status)),
+        _ => Ok(serde_json::from_slice(&line).map_err(|error| Refused { refused: format!("not a request: {error}") })),
+    }
+}
+
+/// Sends a line.
+pub(super) fn say(stream: &UnixStream, what: &impl Serialize) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     let mut stream = stream;
-    stream.write_all((serde_json::to_string(status)? + "\n").as_bytes())
+    stream.write_all((serde_json::to_string(what)? + "\n").as_bytes())
 }
 
-const SOCKET_FILE: &str = "writer.sock";
-/// What is added to the name of the monitor's socket.
+/// The socket in the folder of a copy.
+pub(super) const SOCKET_FILE: &str = "writer.sock";
+/// What the name of the other one ends with.
 const SUFFIX: &str = ".writer";
 /// How often the end of the primary is looked for.
 const PAUSE: Duration = Duration::from_millis(250);
-const TIMEOUT: Duration = Duration::from_secs(2);
-const STATUS_BYTES_MAX: u64 = 1 << 20;
+/// For what takes no time.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
+const REQUEST_BYTES_MAX: u64 = 64 << 10;
+const CLIENTS_MAX: usize = 8;
 
 #[cfg(test)]
 mod tests {
+    use super::super::asking::ask_beside;
     use super::*;
 
     #[test]

@@ -17,14 +17,15 @@ use std::time::{Duration, Instant};
 use super::calls::{Call, Called};
 use super::log_events;
 use super::mailbox::{Mail, Mailbox};
+use super::members::MembersError;
 use super::trust::Trusted;
 use super::views::Swap;
 use crate::io::segments::Segment;
 use crate::replication::message::{Request, Welcome};
 use crate::replication::replica::ConnectionId;
 use crate::replication::transport::Connection;
-use crate::replication::view::{MemberIndex, NodeName, ViewNumber};
-use crate::replication::writer::{Action, Lane, Operation, StopReason, Time, Writer};
+use crate::replication::view::{MEMBERS_MAX, MemberIndex, NodeName, ViewNumber};
+use crate::replication::writer::{Action, EditRefusal, Lane, MemberEdit, Operation, StopReason, Time, Writer};
 use crate::tls::Standing;
 
 /// What the threads of a primary share.
@@ -58,6 +59,9 @@ pub(super) struct State {
     retained: BTreeMap<u64, Arc<[u8]>>,
     flushes: BTreeMap<u64, Option<Result<(), i32>>>,
     next_flush: u64,
+    /// Changes of the members that somebody waits for.
+    edits: BTreeMap<u64, Option<Result<(), EditRefusal>>>,
+    next_edit: u64,
     served: bool,
     stop: Option<StopReason>,
     /// None when the primary is closed.
@@ -87,13 +91,12 @@ impl Shared {
         swaps: Sender<Swap>,
         calls: Sender<Call>,
     ) -> io::Result<Shared> {
-        let members = writer.view().members.len();
         let announced = writer.view().number;
         let mailboxes = (0..lanes).map(|_| Mailbox::new()).collect::<io::Result<_>>()?;
         let state = State {
             writer,
-            sessions: vec![None; members],
-            trusted: (0..members).map(|_| None).collect(),
+            sessions: vec![None; MEMBERS_MAX],
+            trusted: (0..MEMBERS_MAX).map(|_| None).collect(),
             joined: Vec::new(),
             announced,
             occupied: vec![false; lanes],
@@ -101,6 +104,8 @@ impl Shared {
             retained: BTreeMap::new(),
             flushes: BTreeMap::new(),
             next_flush: 0,
+            edits: BTreeMap::new(),
+            next_edit: 0,
             served: false,
             stop: None,
             swaps: Some(swaps),
@@ -296,6 +301,42 @@ impl Shared {
         }
     }
 
+    /// Has the members changed; waits until the view without or with them is in force.
+    ///
+    /// # Errors
+    ///
+    /// [`MembersError`] says why it is not, or not yet.
+    pub(super) fn change_members(self: &Arc<Self>, edit: MemberEdit, time: Duration) -> Result<(), MembersError> {
+        let token = self.with_writer(None, |state, now| {
+            let token = state.next_edit;
+            state.next_edit += 1;
+            state.edits.insert(token, None);
+            state.writer.change_members(now, token, edit);
+            token
+        });
+        let deadline = Instant::now() + time;
+        let mut state = self.lock();
+        loop {
+            if let Some(Some(result)) = state.edits.get(&token) {
+                let result = result.clone();
+                state.edits.remove(&token);
+                return Ok(result?);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let given_up = match &state.stop {
+                Some(reason) => Some(reason.clone().into()),
+                None if self.is_closing() => Some(MembersError::Closing),
+                None if left.is_zero() => Some(MembersError::Slow),
+                None => None,
+            };
+            if let Some(error) = given_up {
+                state.edits.remove(&token);
+                return Err(error);
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// Waits, at most for `time`, for something to be so.
     pub(super) fn wait(&self, time: Duration, is_so: impl Fn(&State) -> bool) -> Result<bool, StopReason> {
         let deadline = Instant::now() + time;
@@ -422,6 +463,13 @@ impl Shared {
             Action::Complete { lane, token, result } => {
                 state.sources.remove(&(lane, token));
                 deliver(lane, Mail::Complete { token, result });
+            }
+            Action::Edited { token, result } => {
+                // Unless nobody waits for it any more.
+                if let Some(edit) = state.edits.get_mut(&token) {
+                    *edit = Some(result);
+                }
+                self.changed.notify_all();
             }
             Action::CopyEnded { copy } => deliver(Lane::CONTROL, Mail::CopyEnded { copy }),
             Action::Serve => {

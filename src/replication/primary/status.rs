@@ -25,7 +25,7 @@ pub struct Status {
     pub unreconciled_regions: usize,
     /// Bytes in a region.
     pub region_bytes: u64,
-    /// Every copy.
+    /// Every copy, and the places of those that were removed.
     pub members: Vec<MemberStatus>,
 }
 
@@ -58,16 +58,27 @@ pub enum CopyState {
     Resyncing,
     /// It lacks writes.
     Behind,
+    /// It was made a member, and nothing was sent to it yet. It counts when it has been in sync.
+    Added,
+    /// It was removed: it is not a copy of the volume any more.
+    Retired,
 }
 
 impl Status {
+    /// The copies that there are.
+    pub fn present(&self) -> impl Iterator<Item = &MemberStatus> {
+        self.members.iter().filter(|member| member.state != CopyState::Retired)
+    }
+
     /// That of a writer.
     pub(super) fn of(writer: &Writer) -> Status {
         let mut status = Status::of_view(writer.view(), writer.regions().region_bytes());
         status.unreconciled_regions = writer.unreconciled_regions();
         for (index, member) in (0u8..).zip(&mut status.members) {
             let index = MemberIndex(index);
-            if member.state == CopyState::Behind && writer.standing(index) > Standing::Fetching {
+            if matches!(member.state, CopyState::Behind | CopyState::Added)
+                && writer.standing(index) > Standing::Fetching
+            {
                 member.state = CopyState::Resyncing;
             }
             member.connected = writer.is_linked(index);
@@ -89,6 +100,8 @@ impl Status {
             state: match member.state {
                 MemberState::InSync(_) => CopyState::InSync,
                 MemberState::Behind => CopyState::Behind,
+                MemberState::Added => CopyState::Added,
+                MemberState::Retired => CopyState::Retired,
             },
             connected: false,
             behind_bytes: 0,

@@ -186,6 +186,27 @@ impl Copies {
         }
     }
 
+    /// Closes a copy whose folder is gone: what is open of it is nobody's any more, and another is about to be made in
+    /// its place.
+    ///
+    /// # Errors
+    ///
+    /// [`Denied::Busy`] when that is not done by the deadline.
+    pub fn close_gone(&self, volume: Uuid, deadline: Instant) -> Result<(), Denied> {
+        let is_gone = self.dir(volume).symlink_metadata().is_err();
+        if is_gone && matches!(self.lock().volumes.get(&volume), Some(Slot::Open { .. })) {
+            log::warn!("{}: the folder of a copy that was open is gone", self.dir(volume).display());
+            self.release(volume, deadline)?;
+            // It is not released for anybody.
+            let mut list = self.lock();
+            if matches!(list.volumes.get(&volume), Some(Slot::Released { .. })) {
+                list.volumes.remove(&volume);
+            }
+            self.changed.notify_all();
+        }
+        Ok(())
+    }
+
     /// Closes copies that nobody has used for a while.
     pub fn close_idle(&self, now: Instant) {
         let mut list = self.lock();

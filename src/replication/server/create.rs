@@ -62,6 +62,7 @@ pub fn create(
 
     {
         let _one_at_a_time = house.creating.lock().unwrap_or_else(PoisonError::into_inner);
+        house.copies.close_gone(superblock.id, Instant::now() + ENTER_PATIENCE)?;
         make(house.copies.root(), &superblock, view)?;
     }
     let claim = Claim { volume: superblock.id, view: view.number, has_key };

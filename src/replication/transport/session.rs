@@ -16,7 +16,7 @@ use crate::crypto::derive::WriterKey;
 use crate::replication::message::{Hello, Welcome};
 use crate::replication::proof;
 use crate::replication::view::{NodeName, View, ViewNumber};
-use crate::replication::wire::{Answer, Opening, ProtocolVersion, Refusal, Role, WireError};
+use crate::replication::wire::{Answer, Opening, ProtocolVersion, Refusal, RefusalCode, Role, WireError};
 use crate::tls::{self, Configs, Reason, TlsError};
 
 /// Opens a connection of a session with the replica on a node.
@@ -146,6 +146,11 @@ impl OpenError {
             Self::Refused { refusal, .. } => refusal.accepted(),
             _ => None,
         }
+    }
+
+    /// Whether there is such a copy already that was to be made.
+    pub fn is_existing(&self) -> bool {
+        matches!(self, Self::Refused { refusal, .. } if refusal.code() == RefusalCode::Exists)
     }
 }
 

@@ -98,7 +98,7 @@ pub enum ViewFault {
 }
 
 /// HOST:PORT. What the host is, the resolver decides; it is a word of printable ASCII.
-fn is_address(text: &str) -> bool {
+pub(in crate::replication) fn is_address(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
     let host = host.as_bytes();
     (1..=NODE_NAME_BYTES_MAX).contains(&host.len())

@@ -15,6 +15,7 @@
 //! sees them (see `copy`).
 
 use super::guest::GuestRequest;
+use super::member::Member;
 use super::{Action, Lane, Link, Loss, MemberSet, Payload, Purpose, Standing, StopReason, Time, Writer};
 use crate::replication::message::{ROWS_MAX, Reply, Request};
 use crate::replication::region::{RegionIndex, Row};
@@ -82,9 +83,12 @@ impl Writer {
             // The writer that is to be replaced has changed the view meanwhile. Our claim is not stored, nor will it
             // be: what it was to replace is gone.
             Swapped::Conflict(actual) if self.is_later(&actual) => {
+                // Nobody has been called yet.
+                self.members = actual.members.iter().map(|_| Member::new(self.now)).collect();
                 self.view = *actual;
                 self.claim();
             }
+            Swapped::Conflict(actual) if self.is_later_elsewhere(&actual) => self.stop(StopReason::MembersChanged),
             Swapped::Conflict(actual) => self.stop(StopReason::Replaced(actual.writer)),
             Swapped::Unavailable | Swapped::Unknown => {
                 let retry_at = self.now.after_us(self.settings.store_retry_us);
@@ -99,13 +103,15 @@ impl Writer {
         View { number: self.view.number.next(), writer: Some(self.me.clone()), ..self.view.clone() }
     }
 
-    /// Whether a view is of the same writer and the same copies as the one that was to be replaced, only later.
+    /// Whether a view is of the same writer as the one that was to be replaced, only later, and knows the copy in this
+    /// process as that one did.
     fn is_later(&self, actual: &View) -> bool {
-        let nodes = |view: &View| view.members.iter().map(|member| member.node.clone()).collect::<Vec<_>>();
-        actual.number > self.view.number
-            && actual.writer == self.view.writer
-            && nodes(actual) == nodes(&self.view)
-            && actual.in_sync().next().is_some()
+        self.is_later_elsewhere(actual) && actual.member_on(&self.me.node) == self.view.member_on(&self.me.node)
+    }
+
+    /// The same, whatever it says of the copy in this process.
+    fn is_later_elsewhere(&self, actual: &View) -> bool {
+        actual.number > self.view.number && actual.writer == self.view.writer && actual.in_sync().next().is_some()
     }
 
     pub(super) fn claim(&mut self) {

@@ -59,6 +59,7 @@ impl Writer {
         if early || self.change.is_some() || self.store_retry_at > self.now {
             return;
         }
+        self.consider_edit();
         if let Some(next) = self.wanted_view() {
             self.change = Some(Change { next, stage: Stage::Storing { retry_at: None }, doubtful: false });
             self.store();
@@ -75,14 +76,19 @@ impl Writer {
             let member = self.member(index);
             let state = &mut next.members[usize::from(index.0)].state;
             match (*state, member.incarnation) {
-                _ if member.lost.is_some() => *state = MemberState::Behind,
+                (MemberState::InSync(_), _) if member.lost.is_some() => *state = MemberState::Behind,
                 (MemberState::InSync(_), Some(incarnation)) if gathered => *state = MemberState::InSync(incarnation),
-                (MemberState::Behind, Some(incarnation)) if serving && member.standing == Standing::Joining => {
+                (MemberState::Behind | MemberState::Added, Some(incarnation))
+                    if serving && member.standing == Standing::Joining && member.lost.is_none() =>
+                {
                     *state = MemberState::InSync(incarnation);
                 }
                 _ => {}
             }
             renumber |= serving && member.standing == Standing::Prepared;
+        }
+        if serving {
+            self.apply_edit(&mut next);
         }
         // The last copy cannot leave: the guest waits until one comes back.
         if next.in_sync().next().is_none() || next == self.view && !renumber {
@@ -106,8 +112,8 @@ impl Writer {
         }
         let retry_at = self.now.after_us(self.settings.store_retry_us);
         match result {
-            Swapped::Stored => change.stage = Stage::Draining,
-            Swapped::Conflict(actual) if *actual == change.next => change.stage = Stage::Draining,
+            Swapped::Stored => self.change_stored(),
+            Swapped::Conflict(actual) if *actual == change.next => self.change_stored(),
             Swapped::Conflict(actual) => self.stop(StopReason::Replaced(actual.writer)),
             Swapped::Unknown => {
                 change.doubtful = true;
@@ -119,6 +125,30 @@ impl Writer {
                 self.give_change_up();
             }
         }
+    }
+
+    /// From here on the view in force is only what has to be finished.
+    fn change_stored(&mut self) {
+        let retiring = self.retiring();
+        if let Some(change) = &mut self.change {
+            change.stage = Stage::Draining;
+        }
+        for member in retiring.iter() {
+            self.give_up(member, Loss::Removed);
+        }
+    }
+
+    /// Members that leave for good by the change under way. Once that may be stored, another writer may take over
+    /// without a word to them: what they have is no longer known to be current.
+    pub(super) fn retiring(&self) -> MemberSet {
+        let Some(change) = &self.change else { return MemberSet::default() };
+        self.everyone().filter(|&member| change.next.is_retired(member) && !self.view.is_retired(member)).collect()
+    }
+
+    /// Whether a member was removed, as far as is stored for certain.
+    pub(super) fn is_retired(&self, member: MemberIndex) -> bool {
+        let stored = self.change.as_ref().filter(|change| change.is_stored());
+        self.view.is_retired(member) || stored.is_some_and(|change| change.next.is_retired(member))
     }
 
     /// Nothing was stored: what was to change may be something else by the next try.
@@ -246,7 +276,8 @@ impl Writer {
     }
 
     fn adopt(&mut self, next: View) {
-        self.view = next;
+        let old = std::mem::replace(&mut self.view, next);
+        self.take_places(&old);
         let number = self.view.number;
         for &region in self.open.keys() {
             // So have the copies done, when they accepted.
@@ -271,6 +302,7 @@ impl Writer {
         }
         self.sweep = None;
         self.actions.push(Action::Adopted(Box::new(self.view.clone())));
+        self.edit_adopted();
         self.recount();
         self.revive_all();
         self.consider_change();

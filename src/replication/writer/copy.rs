@@ -241,7 +241,7 @@ impl Writer {
 
     /// A copy that cannot be read is of no use as a source, but it is better than none.
     fn lose_if_others(&mut self, member: MemberIndex, loss: Loss) {
-        if !self.in_sync().without(self.lost()).without(MemberSet::only(member)).is_empty() {
+        if !self.remaining().without(MemberSet::only(member)).is_empty() {
             self.lose(member, loss);
         }
     }

@@ -224,7 +224,7 @@ impl Writer {
         if !is_free || self.waits_for_reconciling(offset, len) {
             return;
         }
-        let others = self.in_sync().without(self.lost()).without(tried).without(late);
+        let others = self.remaining().without(tried).without(late);
         let Some(other) = self.quicker_reader(others, member) else { return };
         self.leave_unanswered(id);
         self.requests[key].late = late;
@@ -297,7 +297,7 @@ impl Writer {
 
     /// Who is read from: the copy at hand, else the one that is likely to answer first.
     pub(super) fn reader(&self, tried: MemberSet) -> Option<MemberIndex> {
-        let candidates = self.in_sync().without(self.lost()).without(tried);
+        let candidates = self.remaining().without(tried);
         match self.local {
             Some(local) if candidates.contains(local) => Some(local),
             _ => self.best_reader(candidates),
@@ -305,7 +305,7 @@ impl Writer {
     }
 
     pub(super) fn guest_replied(&mut self, key: usize, member: MemberIndex, reply: Reply) {
-        let others = self.in_sync().without(self.lost()).without(MemberSet::only(member));
+        let others = self.remaining().without(MemberSet::only(member));
         let request = &mut self.requests[key];
         let State::Sent(pending) = &mut request.state else { return };
         pending.remove(member);

@@ -80,7 +80,8 @@ impl Writer {
         let calm = self.enter(now)
             && self.phase == Phase::Serving
             && self.change.is_none()
-            && self.members.iter().all(|member| member.link == Link::Up && member.lost.is_none());
+            && !self.view.is_retired(member)
+            && self.present().all(|member| self.member(member).link == Link::Up && self.member(member).lost.is_none());
         if calm {
             self.start_session_over(member);
         }
@@ -121,7 +122,9 @@ impl Writer {
             let now = self.now;
             let entry = self.member(member);
             match entry.link {
-                Link::Down { retry_at } if retry_at <= now && entry.lost.is_none() => self.connect(member),
+                Link::Down { retry_at } if retry_at <= now && entry.lost.is_none() && !self.is_retired(member) => {
+                    self.connect(member);
+                }
                 Link::Connecting { since } if now.since_us(since) > timeout_us * 2 => {
                     self.actions.push(Action::Disconnect { member });
                     self.link_down(member);
@@ -193,7 +196,7 @@ impl Writer {
 
     /// Whether no other copy is in sync.
     fn is_last(&self, member: MemberIndex) -> bool {
-        self.in_sync().without(self.lost()) == MemberSet::only(member)
+        self.remaining() == MemberSet::only(member)
     }
 
     /// Ends a session, to begin another; what was asked for stays asked for.

@@ -176,6 +176,9 @@ pub enum Loss {
     /// It has left while it was about to join.
     #[error("it left while it was about to join")]
     Left,
+    /// Whoever runs the volume wants it so.
+    #[error("it was removed")]
+    Removed,
 }
 
 impl Member {
@@ -214,6 +217,13 @@ impl Member {
         self.stale.clear();
         self.unsettled.clear();
         self.down_since = None;
+    }
+
+    /// Its place is another's from now on. Sessions go on being counted, so that nothing of the last one is taken for
+    /// something of the next.
+    pub fn replace(&mut self, now: Time) {
+        let session = self.session;
+        *self = Self { session, ..Self::new(now) };
     }
 
     /// The time of the next try to connect; each try waits longer than the one before.

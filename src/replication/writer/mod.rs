@@ -17,6 +17,7 @@
 //! | `attach` | becoming the writer: claim the view, gather the copies, wait the old lease out |
 //! | `guest` | reads, writes and flushes of the guest |
 //! | `reading` | which copy a read goes to |
+//! | `edit` | members that are added and removed |
 //! | `links` | sessions with members: up, down, too slow |
 //! | `change` | changes of the view, and their announcement |
 //! | `copy` | making regions equal: what a crash left different, and what a member missed |
@@ -27,6 +28,7 @@
 mod attach;
 mod change;
 mod copy;
+mod edit;
 mod guest;
 mod links;
 mod member;
@@ -47,6 +49,8 @@ use attach::Phase;
 pub use attach::Swapped;
 use change::Change;
 use copy::{Chunk, Job};
+use edit::Edit;
+pub use edit::{EditRefusal, MemberEdit};
 use guest::GuestRequest;
 pub use guest::Operation;
 use member::Member;
@@ -199,6 +203,13 @@ pub enum Action {
     Adopted(Box<View>),
     /// A member has been given up, and why.
     Lost(MemberIndex, Loss),
+    /// What was asked for by [`Writer::change_members`] has come about, or will not.
+    Edited {
+        /// What it was asked with.
+        token: u64,
+        /// Why not.
+        result: Result<(), EditRefusal>,
+    },
     /// It is over: no request will be answered any more.
     Stop(StopReason),
 }
@@ -236,6 +247,11 @@ pub enum StopReason {
     /// known here: the guest must not go on as if it were on the disk.
     #[error("every copy in sync failed or restarted before a flush: what was written since may be lost; attach again")]
     Lost,
+    /// The copy in this process became a member, or ceased to be one, while the volume was being attached.
+    #[error(
+        "the volume's members have changed while it was being attached, and this node's copy with them: attach again"
+    )]
+    MembersChanged,
     /// The stored view cannot be one that follows ours.
     #[error("the stored view is not one that can follow ours: {0}")]
     View(&'static str),
@@ -257,6 +273,7 @@ pub struct Writer {
     /// The view in force: every copy that is in sync in it has accepted it, from when the guest is served.
     view: View,
     change: Option<Change>,
+    edit: Option<Edit>,
     store_retry_at: Time,
     members: Vec<Member>,
     requests: Slab<GuestRequest>,
@@ -352,6 +369,7 @@ impl Writer {
             phase: Phase::claim(),
             view: stored,
             change: None,
+            edit: None,
             store_retry_at: now,
             members,
             requests: Slab::new(),
@@ -433,7 +451,10 @@ impl Writer {
             && self.open.is_empty()
             && self.commands.iter().all(|(_, command)| command.purpose == Purpose::Ping)
             && self.unreconciled.is_empty()
-            && self.members.iter().all(|member| member.standing == Standing::InSync && member.lost.is_none())
+            && self.edit.is_none()
+            && self
+                .present()
+                .all(|member| self.member(member).standing == Standing::InSync && self.member(member).lost.is_none())
     }
 
     /// What it is doing, for whoever looks for a fault.
@@ -568,6 +589,16 @@ impl Writer {
 
     fn everyone(&self) -> impl Iterator<Item = MemberIndex> + use<> {
         (0..self.members.len() as u8).map(MemberIndex)
+    }
+
+    /// Every member of the view in force that was not removed.
+    fn present(&self) -> impl Iterator<Item = MemberIndex> {
+        self.everyone().filter(|&member| !self.view.is_retired(member))
+    }
+
+    /// The copies that can be gone on with: those in sync that do not leave.
+    fn remaining(&self) -> MemberSet {
+        self.in_sync().without(self.lost()).without(self.retiring())
     }
 
     fn in_sync(&self) -> MemberSet {

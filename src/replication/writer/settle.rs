@@ -87,7 +87,7 @@ impl Writer {
             Reply::Done => {}
             Reply::Failed(errno) => {
                 self.sweep = None;
-                if self.in_sync().without(self.lost()).len() > 1 {
+                if !self.remaining().without(MemberSet::only(member)).is_empty() {
                     self.lose(member, Loss::Failed(errno));
                 }
                 return;

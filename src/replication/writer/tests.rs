@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::replication::message::Welcome;
-use crate::replication::view::{FailureMode, Incarnation, Member, MemberState};
+use crate::replication::view::{FailureMode, Incarnation, MEMBERS_MAX, Member, MemberState};
 
 const REGION_BYTES: u64 = 4096;
 const LEASE_MS: u32 = 2_000;
@@ -20,6 +20,8 @@ struct Bench {
     sessions: Vec<u64>,
     lives: Vec<u128>,
     rows: Vec<Row>,
+    /// What the copies' tables say that differ from that.
+    other_rows: BTreeMap<u8, Vec<Row>>,
     /// Copies that cannot be reached.
     deaf: Vec<u8>,
     /// Whether the store answers.
@@ -34,6 +36,10 @@ struct Bench {
 impl Bench {
     /// A claim on a volume of four regions is stored, whose view knows every copy in life 1.
     fn claim(lives: &[u128], intents: bool) -> Self {
+        Self::claim_in_mode(lives, intents, FailureMode::AlwaysOn)
+    }
+
+    fn claim_in_mode(lives: &[u128], intents: bool, failure_mode: FailureMode) -> Self {
         let members = (0..lives.len()).map(|index| Member {
             node: format!("node-{index}").parse().unwrap(),
             address: "node.example:7420".to_owned(),
@@ -44,7 +50,7 @@ impl Bench {
             number: ViewNumber(1),
             writer: None,
             members: members.collect(),
-            failure_mode: FailureMode::AlwaysOn,
+            failure_mode,
             lease_ms: LEASE_MS,
         };
         let settings = Settings {
@@ -68,6 +74,7 @@ impl Bench {
             sessions: vec![0; lives.len()],
             lives: lives.to_vec(),
             rows: vec![Row { written: ViewNumber(1), intent: intents }; 4],
+            other_rows: BTreeMap::new(),
             deaf: Vec::new(),
             stores: true,
             held: |_| false,
@@ -118,7 +125,7 @@ impl Bench {
                 let reply = match request {
                     _ if (self.failing)(&request) => Reply::Failed(5),
                     Request::Read { .. } => Reply::Data,
-                    Request::Rows { .. } => Reply::Rows(self.rows.clone()),
+                    Request::Rows { .. } => Reply::Rows(self.other_rows.get(&member.0).unwrap_or(&self.rows).clone()),
                     _ => Reply::Done,
                 };
                 self.reply(member, id, reply);
@@ -189,6 +196,8 @@ impl Bench {
         let life = |member: &Member| match member.state {
             MemberState::InSync(incarnation) => incarnation.0.as_u128(),
             MemberState::Behind => BEHIND,
+            MemberState::Added => ADDED,
+            MemberState::Retired => RETIRED,
         };
         let next = self.seen.iter().filter_map(|action| match action {
             Action::Swap { next, .. } => Some(next.members.iter().map(life).collect()),
@@ -199,6 +208,10 @@ impl Bench {
 }
 
 const BEHIND: u128 = 0;
+const ADDED: u128 = 1000;
+const RETIRED: u128 = 2000;
+
+mod members;
 
 #[test]
 fn a_copy_that_restarted_leaves_before_the_guest_is_served() {

@@ -279,8 +279,12 @@ fn any_reply() -> impl Strategy<Value = (Reply, u32)> {
 }
 
 fn any_view() -> impl Strategy<Value = Box<View>> {
-    let state =
-        prop_oneof![any_uuid().prop_map(|uuid| MemberState::InSync(Incarnation(uuid))), Just(MemberState::Behind),];
+    let state = prop_oneof![
+        any_uuid().prop_map(|uuid| MemberState::InSync(Incarnation(uuid))),
+        Just(MemberState::Behind),
+        Just(MemberState::Added),
+        Just(MemberState::Retired),
+    ];
     let member = ("[a-z0-9]{1,20}", "[!-~]{1,100}", 1..=u16::MAX, state);
     let members = prop::collection::vec(member, 1..=MEMBERS_MAX).prop_map(|members| {
         let member = |(index, (node, host, port, state)): (usize, (String, String, u16, _))| Member {

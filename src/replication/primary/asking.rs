@@ -1,0 +1,78 @@
+//! Asking the process that serves a volume on this machine: the other end of [`report`](super::report).
+
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::report::{SOCKET_FILE, TIMEOUT, beside, is_nobody, say};
+use super::request::{Outcome, OwnerRequest, Refused};
+use super::status::Status;
+use crate::store::connect_to_owner;
+
+/// Asks the process that serves the copy in `dir` how its volume stands; none if nobody serves it.
+///
+/// # Errors
+///
+/// What the operating system says; also for an answer that is none.
+pub fn ask(dir: &Path) -> io::Result<Option<Status>> {
+    converse(dir, SOCKET_FILE, &OwnerRequest::Status, TIMEOUT)
+}
+
+/// Asks the process that serves a volume without a copy to the guest's monitor at `socket`; none if nobody does.
+///
+/// # Errors
+///
+/// As those of [`ask`].
+pub fn ask_beside(socket: &Path) -> io::Result<Option<Status>> {
+    let (dir, name) = beside(socket)?;
+    converse(&dir, &name, &OwnerRequest::Status, TIMEOUT)
+}
+
+/// Has the process that serves the copy in `dir` change something; how that ended, or none if nobody serves it.
+///
+/// # Errors
+///
+/// As those of [`ask`].
+pub fn order(dir: &Path, request: &OwnerRequest) -> io::Result<Option<Outcome>> {
+    converse(dir, SOCKET_FILE, request, ORDER_TIMEOUT)
+}
+
+/// Asks for one thing that has an answer of one line.
+fn converse<T: DeserializeOwned>(
+    dir: &Path,
+    name: &str,
+    request: &OwnerRequest,
+    timeout: Duration,
+) -> io::Result<Option<T>> {
+    let Some(stream) = send(dir, name, request, timeout)? else { return Ok(None) };
+    read_line(&mut BufReader::new(&stream)).map(Some)
+}
+
+fn send(dir: &Path, name: &str, request: &OwnerRequest, timeout: Duration) -> io::Result<Option<UnixStream>> {
+    let stream = match connect_to_owner(dir, name) {
+        Err(error) if is_nobody(&error) => return Ok(None),
+        stream => stream?,
+    };
+    stream.set_read_timeout(Some(timeout))?;
+    say(&stream, request)?;
+    Ok(Some(stream))
+}
+
+fn read_line<T: DeserializeOwned>(reader: &mut impl BufRead) -> io::Result<T> {
+    let mut line = String::new();
+    reader.take(LINE_BYTES_MAX).read_line(&mut line)?;
+    if line.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended without an answer"));
+    }
+    serde_json::from_str(&line).map_err(|error| match serde_json::from_str::<Refused>(&line) {
+        Ok(Refused { refused }) => io::Error::other(refused),
+        Err(_) => error.into(),
+    })
+}
+
+/// How long a change may take, as the one who asks for it sees it: longer than it does as the other one does.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(120);
+const LINE_BYTES_MAX: u64 = 1 << 20;
