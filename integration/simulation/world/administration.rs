@@ -8,7 +8,7 @@
 use sealblk::replication::view::{MemberState, View};
 use sealblk::replication::writer::{EditRefusal, MemberEdit};
 
-use super::{ADMINISTER_US, Event, World, name_of, number_of};
+use super::{ADMINISTER_US, Event, World, name_of, node_of, number_of};
 use crate::disk::Disk;
 
 impl World {
@@ -62,6 +62,49 @@ impl World {
                 let soon = self.now + self.random.delay(20_000);
                 self.at(soon, Event::MakeCopy { node: number_of(&member.node) });
             }
+        }
+    }
+
+    /// A writer asks for a view without a member, and does not hear that it is stored. Perhaps it hears of nobody
+    /// any more but of that member, and another takes its place; perhaps the others are away for a while.
+    pub(super) fn trouble_a_removal(&mut self, number: u64, next: &View) {
+        let Some(process) = self.processes.get(&number) else { return };
+        let view = process.writer.view();
+        let leaving = view.in_sync().find(|&member| next.is_retired(member)).map(|member| node_of(view, member));
+        let (here, count) = (process.node, self.nodes.len());
+        let Some(leaving) = leaving else { return };
+        let rest: Vec<usize> = (0..count).filter(|&node| node != here && node != leaving).collect();
+        if self.peace || here == leaving || rest.is_empty() || !self.random.chance(40) {
+            return;
+        }
+        self.store.silent_until = self.now + self.random.between(1_500_000, 4_000_000);
+        let long = self.now + self.random.between(2_000_000, 5_000_000);
+        if self.random.chance(50) {
+            let kept: Vec<usize> = next.in_sync().map(|member| node_of(next, member)).collect();
+            for node in kept.into_iter().filter(|&node| node != here) {
+                self.stop_daemon(node);
+                self.start_daemon_at(node, long);
+            }
+            return;
+        }
+        for &node in &rest {
+            self.note(|| format!("nodes {here} and {node} hear nothing of each other"));
+            self.cuts.extend([(here, node), (node, here)]);
+        }
+        let heir = *self.random.pick(&rest);
+        let soon = self.now + self.random.between(20_000, 300_000);
+        self.attach_on_at(heir, soon);
+        self.heal_at(long);
+    }
+
+    /// Of the copies that are in sync in the view that a writer has stored, one is always left to go on with.
+    pub(super) fn check_lost(&mut self, number: u64) {
+        let Some(process) = self.processes.get(&number) else { return };
+        let stored = &self.store.view;
+        if stored.writer.as_ref() == Some(&process.id)
+            && stored.in_sync().all(|member| process.writer.is_given_up(member))
+        {
+            self.fail(format!("process {number} has given every copy up that is in sync in view {}", stored.number));
         }
     }
 

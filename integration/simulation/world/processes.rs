@@ -164,6 +164,7 @@ impl World {
         match action {
             writer::Action::Swap { current, next } => {
                 let delay = self.random.delay(2_000);
+                self.trouble_a_removal(number, &next);
                 self.at(self.now + delay, Event::StoreAsked { process: number, current, next, answer: true });
                 if self.random.chance(self.scenario.troubled) {
                     faults::trouble_a_change(self);
@@ -213,6 +214,7 @@ impl World {
             writer::Action::Serve => self.begin_guest(number),
             writer::Action::Adopted(_) => self.counts.views += 1,
             writer::Action::Lost(..) => {
+                self.check_lost(number);
                 if self.random.chance(self.scenario.troubled) {
                     // What is left is put to the test.
                     let soon = self.now + self.random.below(1_000_000);

@@ -30,7 +30,10 @@ pub enum PrimaryError {
         node: NodeName,
     },
     /// By the view there is no copy on this node.
-    #[error("the view has no member on node {node}, and {} is a copy: check the name of this node", .dir.display())]
+    #[error(
+        "the view has no member on node {node}, and {} is a copy: check the name of this node, and whether it was removed; then the copy is old, and `sealblk volume add-member` brings it back",
+        .dir.display()
+    )]
     NotAMember {
         /// This node.
         node: NodeName,

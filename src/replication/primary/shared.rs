@@ -515,6 +515,7 @@ impl State {
     pub(super) fn session_numbers(&self) -> Vec<Option<u64>> {
         self.sessions
             .iter()
+            .take(self.writer.view().members.len())
             .map(|session| session.filter(|session| session.is_up).map(|session| session.number))
             .collect()
     }

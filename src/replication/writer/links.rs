@@ -75,12 +75,14 @@ impl Writer {
 
     /// Has the session with a member replaced by a new one, which takes over what was asked for: to be done when
     /// this node has a new certificate. False if it is not the time: something is wrong with a copy, or about to
-    /// change.
+    /// change. With one that was removed there is nothing to renew.
     pub fn renew_session(&mut self, now: Time, member: MemberIndex) -> bool {
+        if self.view.is_retired(member) {
+            return true;
+        }
         let calm = self.enter(now)
             && self.phase == Phase::Serving
             && self.change.is_none()
-            && !self.view.is_retired(member)
             && self.present().all(|member| self.member(member).link == Link::Up && self.member(member).lost.is_none());
         if calm {
             self.start_session_over(member);

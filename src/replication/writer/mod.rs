@@ -439,6 +439,11 @@ impl Writer {
         self.unreconciled.len()
     }
 
+    /// Whether a member that the view may call in sync has to leave.
+    pub fn is_given_up(&self, member: MemberIndex) -> bool {
+        self.members.get(usize::from(member.0)).is_some_and(|member| member.lost.is_some())
+    }
+
     /// Whether it is over.
     pub fn is_stopped(&self) -> bool {
         self.phase == Phase::Stopped
