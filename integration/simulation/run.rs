@@ -1,11 +1,11 @@
 //! One seed from beginning to end: a scenario, faults for a while, then peace, and a look at everything.
 
-use sealblk::replication::view::FailureMode;
-use sealblk::replication::writer::{BelowMin, ResyncRate, Settings, Time};
+use sealblk::replication::view::{FailureMode, MemberIndex};
+use sealblk::replication::writer::{BelowMin, Repair, ResyncRate, RoundPlan, Settings, Time};
 
 use crate::faults;
 use crate::random::Random;
-use crate::world::{Counts, Scenario, World};
+use crate::world::{Counts, SECTOR_BYTES, Scenario, World};
 
 /// What came of a seed.
 pub struct Outcome {
@@ -31,6 +31,7 @@ fn scenario(seed: u64) -> Scenario {
     let restless = random.chance(20);
     let away = restless || random.chance(25);
     let link_us = *random.pick(&[50, 300, 5_000]);
+    let rotten = seed.is_multiple_of(4);
     Scenario {
         members,
         others: others.max(away.into()),
@@ -47,6 +48,7 @@ fn scenario(seed: u64) -> Scenario {
         ]),
         link_us,
         uneven: random.chance(30),
+        rotten,
         troubled: *random.pick(&[0, 5, 30]),
         disk_us: *random.pick(&[50, 1_000, 5_000]),
         lease_ms: 3_000,
@@ -60,6 +62,7 @@ fn scenario(seed: u64) -> Scenario {
             retained_bytes_max: *random.pick(&[8_000, 100_000]),
             copy_chunk_bytes: *random.pick(&[512, 1024, 2048]),
             copies_in_flight_max: random.between(1, 4) as usize,
+            verify_block_bytes: 512,
             resync_rate: if seed.is_multiple_of(3) {
                 ResyncRate { min: 20_000, max: 200_000 }
             } else {
@@ -77,6 +80,8 @@ fn live(world: &mut World) -> Result<(), String> {
     faults::end(world);
     let end = world.now + 10_000_000;
     step(world, end)?;
+    settle(world)?;
+    compare(world)?;
     settle(world)?;
     check_copies(world)?;
     read_everything(world)
@@ -113,6 +118,48 @@ fn settle(world: &mut World) -> Result<(), String> {
             Some(_) => step(world, world.now + 500_000)?,
         }
     }
+}
+
+/// Compares the copies, heals what most agree on, and then what one of them says; at last nothing must be wrong.
+fn compare(world: &mut World) -> Result<(), String> {
+    let trusted = world.random.below(world.scenario.members as u64) as u8;
+    for repair in [Repair::Majority, Repair::Trust(MemberIndex(trusted)), Repair::None] {
+        let Some((&number, _)) = world.processes.iter().next() else { return Ok(()) };
+        let plan = RoundPlan { from: 0, repair, rate: u64::MAX };
+        if let Some(process) = world.processes.get_mut(&number) {
+            process.ended = None;
+            // One that began among the faults has not ended.
+            if let Some(round) = process.writer.round() {
+                world.with_writer(number, |writer, now| writer.end_verify(now, round.number));
+            }
+        }
+        if world.begin_round(number, plan).is_none() {
+            return Err(format!("no round can begin: {plan:?}"));
+        }
+        let deadline = world.now + 20_000_000;
+        let round = loop {
+            step(world, world.now + 100_000)?;
+            match world.processes.get_mut(&number).map(|process| process.ended.take()) {
+                Some(Some(round)) => break round,
+                _ if world.now > deadline => {
+                    let writer = world.processes.get(&number).map(|process| &process.writer);
+                    return Err(format!("{plan:?} does not end: {:?}", writer.map(|writer| writer.describe())));
+                }
+                _ => {}
+            }
+        };
+        let size = world.scenario.sectors as u64 * SECTOR_BYTES;
+        let found = round.left_bytes > 0 || round.healed_bytes > 0;
+        if repair == Repair::None && found || round.left_bytes > 0 && repair != Repair::Majority {
+            return Err(format!("something is wrong in the end: {round:?}"));
+        }
+        let everywhere = world.scenario.members == 1
+            || round.compared.len() == world.scenario.members && round.compared.values().all(|&bytes| bytes == size);
+        if repair == Repair::None && !everywhere {
+            return Err(format!("not everything was compared in the end: {round:?}"));
+        }
+    }
+    Ok(())
 }
 
 fn check_copies(world: &World) -> Result<(), String> {

@@ -287,6 +287,7 @@ impl ReplicationArgs {
             retained_bytes_max: 64 << 20,
             copy_chunk_bytes: PAYLOAD_BYTES_MAX,
             copies_in_flight_max: 8,
+            verify_block_bytes: 4096,
             resync_rate: ResyncRate { min: self.resync_rate_min.min(self.resync_rate_max), max: self.resync_rate_max },
         }
     }

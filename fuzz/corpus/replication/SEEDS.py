@@ -37,6 +37,7 @@ seeds = {
     "rows": frame(0x08, struct.pack("<I", 65536), offset=7, **request),
     "settle": frame(0x09, struct.pack("<IQIQ", 2, 4, 1048575, 0), **request),
     "ping": frame(0x0A, **request),
+    "digest": frame(0x0C, struct.pack("<I", 262144), offset=1 << 40, **request),
     "welcome": frame(0x81, struct.pack("<H", 1) + INCARNATION, view=4),
     "refused": frame(0x82, struct.pack("<H", 4) + "view 6 is accepted…".encode(), view=6),
     "done": frame(0x83, **reply),
@@ -45,6 +46,7 @@ seeds = {
     "failed": frame(0x86, struct.pack("<i", 5), **reply),
     "superseded": frame(0x87, view=6, **reply),
     "zeros": frame(0x88, **reply),
+    "digest-of": frame(0x8A, bytes([0x55]) * 32, **reply),
 }
 for name, content in seeds.items():
     pathlib.Path(__file__).with_name(f"{name}.bin").write_bytes(content)

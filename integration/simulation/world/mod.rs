@@ -7,6 +7,7 @@
 mod connections;
 mod copies;
 mod processes;
+mod rounds;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -17,7 +18,7 @@ use sealblk::replication::view::{FailureMode, Incarnation, Member, MemberState, 
 use sealblk::replication::writer::{Settings, Swapped};
 use uuid::Uuid;
 
-use crate::disk::{Disk, Value};
+use crate::disk::{Disk, Value, is_rot};
 use crate::faults::Sequel;
 use crate::history::History;
 use crate::random::Random;
@@ -46,6 +47,8 @@ pub struct Scenario {
     /// Whether some connections are much slower than others, of one session too.
     pub uneven: bool,
     pub disk_us: u64,
+    /// Whether disks make sectors up, and lose some.
+    pub rotten: bool,
     /// In how many of a hundred changes of the view something else goes wrong at the same time.
     pub troubled: u64,
     pub lease_ms: u32,
@@ -87,6 +90,8 @@ pub struct World {
     pub error: Option<String>,
     /// No more faults.
     pub peace: bool,
+    /// Made-up values that were copied on before anybody could know, or by one who was trusted.
+    spread: BTreeSet<Value>,
     pub counts: Counts,
 }
 
@@ -99,6 +104,9 @@ pub struct Counts {
     pub replaced: u64,
     pub power_losses: u64,
     pub copied: u64,
+    pub rounds: u64,
+    pub healed: u64,
+    pub rot_read: u64,
 }
 
 impl Counts {
@@ -109,11 +117,15 @@ impl Counts {
         self.replaced += other.replaced;
         self.power_losses += other.power_losses;
         self.copied += other.copied;
+        self.rounds += other.rounds;
+        self.healed += other.healed;
+        self.rot_read += other.rot_read;
     }
 
     /// Whether each kind of thing has happened.
     pub fn is_eventful(&self) -> bool {
-        [self.operations, self.views, self.attaches, self.replaced, self.power_losses, self.copied]
+        let Counts { operations, views, attaches, replaced, power_losses, copied, rounds, healed, rot_read } = *self;
+        [operations, views, attaches, replaced, power_losses, copied, rounds, healed, rot_read]
             .iter()
             .all(|&count| count > 0)
     }
@@ -140,6 +152,8 @@ enum Event {
     StoreAnswered { process: u64, result: Swapped },
     Tick { process: u64 },
     GuestActs { process: u64 },
+    EndRound { process: u64, round: u64 },
+    Rot { node: usize, sector: usize },
     StartDaemon { node: usize },
     PowerOn { node: usize },
     Attach { on: Option<usize> },
@@ -205,6 +219,7 @@ impl World {
             trace: None,
             error: None,
             peace: false,
+            spread: BTreeSet::new(),
             counts: Counts::default(),
         };
         world.attach_at(1000);
@@ -309,6 +324,10 @@ impl World {
                 }
             }
             Event::GuestActs { process } => self.guest_acts(process),
+            Event::EndRound { process, round } => {
+                self.with_writer(process, |writer, now| writer.end_verify(now, round));
+            }
+            Event::Rot { node, sector } => self.rot(node, sector),
             Event::StartDaemon { node } => self.nodes[node].daemon = self.nodes[node].powered,
             Event::PowerOn { node } => {
                 self.nodes[node].powered = true;
@@ -332,7 +351,10 @@ impl World {
         if copies.iter().any(|disk| disk.rows[region.0 as usize].intent) {
             return;
         }
-        let differ = copies.iter().any(|disk| disk.read(first, count) != copies[0].read(first, count));
+        let differ = (first..first + count).any(|sector| {
+            let values: Vec<Value> = copies.iter().map(|disk| disk.read(sector, 1)[0]).collect();
+            values.iter().any(|&value| value != values[0]) && !values.iter().any(|&value| is_rot(value))
+        });
         let volatile = copies.iter().any(|disk| !disk.is_durable(first, count));
         if differ || volatile {
             let what = if differ { "differs among the copies in sync" } else { "is not durable" };

@@ -147,6 +147,7 @@ impl Cluster {
             retained_bytes_max: 1 << 20,
             copy_chunk_bytes: 256 << 10,
             copies_in_flight_max: 4,
+            verify_block_bytes: 4096,
             resync_rate: ResyncRate::UNBOUNDED,
         }
     }

@@ -22,6 +22,7 @@
 //! | `pace` | how fast members are sent what they lack |
 //! | `retain` | keeping what would be lost if every copy lost power at once |
 //! | `settle` | clearing intents of regions that have gone quiet |
+//! | `verify` | comparing the copies, and healing those that are wrong |
 
 mod attach;
 mod change;
@@ -33,6 +34,7 @@ mod pace;
 mod ranges;
 mod retain;
 mod settle;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -54,6 +56,8 @@ pub use pace::ResyncRate;
 use ranges::Ranges;
 use retain::Retained;
 use settle::{Settling, Sweep};
+use verify::Verification;
+pub use verify::{Finding, NoRound, Outcome, Repair, Round, RoundPlan};
 
 /// Microseconds since some moment of whoever drives the writer. Never goes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +96,8 @@ pub struct Settings {
     pub copy_chunk_bytes: u32,
     /// How many such pieces may be on their way.
     pub copies_in_flight_max: usize,
+    /// The least that is said of copies that differ: a multiple of the sector size, and a power of two.
+    pub verify_block_bytes: u32,
     /// How fast members are sent what they lack.
     pub resync_rate: ResyncRate,
 }
@@ -187,6 +193,21 @@ pub enum Action {
     Adopted(Box<View>),
     /// A member has been given up, and why.
     Lost(MemberIndex, Loss),
+    /// A copy in sync could not read these bytes. Whoever asked gets them from another one, and they will be looked at.
+    Unreadable {
+        /// Which.
+        member: MemberIndex,
+        /// First byte.
+        offset: u64,
+        /// How many.
+        len: u64,
+        /// The error number.
+        errno: i32,
+    },
+    /// Something is, or was, wrong with a copy in sync.
+    Found(Finding),
+    /// A round of [`Writer::verify`] has ended.
+    RoundEnded(Box<Round>),
     /// It is over: no request will be answered any more.
     Stop(StopReason),
 }
@@ -269,6 +290,7 @@ pub struct Writer {
     chunks: BTreeMap<u64, Chunk>,
     next_copy: u64,
     pace: Pace,
+    verification: Verification,
     actions: Vec<Action>,
 }
 
@@ -306,6 +328,10 @@ enum Purpose {
     Finish,
     Replay,
     ChangeFlush,
+    /// These are of checks.
+    Digest(u64),
+    HealRead(u64),
+    HealWrite(u64),
     Ping,
 }
 
@@ -358,6 +384,7 @@ impl Writer {
             jobs: Slab::new(),
             chunks: BTreeMap::new(),
             next_copy: 0,
+            verification: Verification::default(),
             actions: Vec::new(),
         };
         writer.claim();
@@ -393,7 +420,7 @@ impl Writer {
     pub fn in_flight(&self, member: MemberIndex) -> (usize, u64) {
         let mine = self.commands.iter().filter(|(_, command)| command.member == member);
         let bytes = mine.map(|(_, command)| match command.request {
-            Request::Write { len, .. } | Request::Read { len, .. } => u64::from(len),
+            Request::Write { len, .. } | Request::Read { len, .. } | Request::Digest { len, .. } => u64::from(len),
             _ => 0,
         });
         (self.member(member).outstanding, bytes.sum())
@@ -422,7 +449,7 @@ impl Writer {
     /// What it is doing, for whoever looks for a fault.
     pub fn describe(&self) -> impl std::fmt::Debug + '_ {
         let commands: Vec<_> = self.commands.iter().collect();
-        (&self.phase, &self.retained, &self.change, &self.members, commands, &self.open, &self.unreconciled, &self.jobs)
+        (&self.phase, &self.retained, &self.change, &self.members, commands, &self.open, &self.unreconciled, &self.jobs, &self.verification)
     }
 
     /// Time has passed. To be called several times within each of the times in [`Settings`].
@@ -467,6 +494,9 @@ impl Writer {
             Purpose::Finish => self.finished(member, reply),
             Purpose::Replay => self.replayed(member, reply),
             Purpose::ChangeFlush => self.change_flushed(member, reply),
+            Purpose::Digest(check) => self.digested(check, member, reply),
+            Purpose::HealRead(check) => self.heal_read(check, member, reply),
+            Purpose::HealWrite(check) => self.heal_written(check, member, reply),
             Purpose::Ping => {}
         }
         self.settle_down();
@@ -483,6 +513,7 @@ impl Writer {
         self.announce_if_quiet();
         self.advance_members();
         self.pump_copies();
+        self.pump_checks();
         self.dispatch();
     }
 

@@ -55,6 +55,7 @@ impl Bench {
             retained_bytes_max: 1 << 20,
             copy_chunk_bytes: REGION_BYTES as u32,
             copies_in_flight_max: 1,
+            verify_block_bytes: 512,
             resync_rate: ResyncRate::UNBOUNDED,
         };
         let me = WriterId { node: "host".parse().unwrap(), attachment: Uuid::nil() };
