@@ -51,6 +51,9 @@ pub fn strike(world: &mut World) {
         world.fault_at(next + 1_500_000);
         return;
     }
+    if world.scenario.rotten && world.random.chance(20) {
+        world.begin_any_round();
+    }
     if world.scenario.rotten && world.random.chance(40) {
         world.decay(node);
         world.fault_at(next);

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::tls_args::own_name;
 use super::view_args::{EtcdArgs, in_cluster, volume_name};
 use super::volume::planned::spec_key;
+use super::volume::verify;
 use super::{CliError, KeyArgs, TlsArgs, ViewPlace, duration, signals, size};
 use crate::coordination::kubernetes::{BelowMinimum, VolumeName};
 use crate::crypto::derive::WriterKey;
@@ -21,7 +22,7 @@ use crate::io::patience::Patience;
 use crate::keys::KeyError;
 use crate::replication::copy::{CopyError, OpenCopy};
 use crate::replication::message::PAYLOAD_BYTES_MAX;
-use crate::replication::primary::{Primary, PrimaryError, Setup};
+use crate::replication::primary::{Primary, PrimaryError, ScrubPlan, Setup};
 use crate::replication::server::ask_for;
 use crate::replication::view::NodeName;
 use crate::replication::writer::{self, BelowMin, ResyncRate, StopReason};
@@ -98,6 +99,15 @@ pub struct ReplicationArgs {
     /// As many bytes a second are sent even if they suffer
     #[arg(long, value_name = "BYTES", default_value = "16M", requires = "replicated", value_parser = size::parse)]
     resync_rate_min: u64,
+    /// How often the copies are compared without anybody asking, such as 7d [default: never]
+    #[arg(long, value_name = "TIME", requires = "replicated", value_parser = duration::parse_interval)]
+    scrub_every: Option<Duration>,
+    /// The most bytes of each copy that are read a second for that; fewer while the guest's writes suffer from it
+    #[arg(long, value_name = "BYTES", default_value = "16M", requires = "scrub_every", value_parser = verify::rate)]
+    scrub_rate: u64,
+    /// Heal copies that then differ from what more than half of the copies in sync have; without this it is only said
+    #[arg(long, requires = "scrub_every")]
+    scrub_repair: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -240,6 +250,7 @@ fn attach_copies(
         signer,
         queues: args.queues,
         opening_time: replication.peer_timeout,
+        scrub: replication.scrub(),
         settings: replication.settings(target.below_min),
     })?;
     while !primary.wait_until_served(STOP_LOOK).map_err(|reason| stopped(dir, reason))? {
@@ -275,6 +286,11 @@ fn open_copy(dir: &Path, kind: Option<Kind>) -> Result<Arc<OpenCopy>, CliError> 
 }
 
 impl ReplicationArgs {
+    fn scrub(&self) -> Option<ScrubPlan> {
+        let every = self.scrub_every?;
+        Some(ScrubPlan { every, rate: self.scrub_rate, repair: self.scrub_repair })
+    }
+
     fn settings(&self, below_min: BelowMin) -> writer::Settings {
         let peer_timeout_us = self.peer_timeout.as_micros() as u64;
         writer::Settings {

@@ -8,3 +8,4 @@ mod copies;
 mod ends;
 mod links;
 mod resync;
+mod verify;

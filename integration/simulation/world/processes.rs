@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sealblk::replication::message::Request;
 use sealblk::replication::replica::ConnectionId;
 use sealblk::replication::view::{MemberIndex, View, ViewNumber, WriterId};
-use sealblk::replication::writer::{self, Round, Lane, Payload, StopReason, Swapped, Time, Writer};
+use sealblk::replication::writer::{self, Lane, Payload, Round, StopReason, Swapped, Time, Writer};
 use uuid::Uuid;
 
 use super::connections::Session;

@@ -62,17 +62,25 @@ impl World {
     pub(super) fn found(&mut self, number: u64, finding: &Finding) {
         if finding.outcome == Outcome::Healed {
             self.counts.healed += 1;
+        }
+        if finding.outcome == Outcome::Healed || self.is_replaced(number) {
             return;
         }
         let (start, count) = ((finding.offset / SECTOR_BYTES) as usize, (finding.len / SECTOR_BYTES) as usize);
         let about = finding.right.or(finding.wrong());
-        let is_wrong = |disk: &Disk| {
-            !disk.is_readable(start, count) || disk.read(start, count).iter().any(|&value| is_rot(value))
-        };
+        let is_wrong =
+            |disk: &Disk| !disk.is_readable(start, count) || disk.read(start, count).iter().any(|&value| is_rot(value));
         let disks = about.iter().filter_map(|member| self.nodes[usize::from(member.0)].disk.as_ref());
-        if !disks.into_iter().any(is_wrong) {
+        // One that has failed a flush says nothing else until it is opened anew.
+        let has_failed = finding.unreadable.iter().any(|member| self.has_failed(usize::from(member.0)));
+        if !has_failed && !disks.into_iter().any(is_wrong) {
             self.fail(format!("process {number} says that equal copies differ: {finding:?}"));
         }
+    }
+
+    /// Whether another has the volume: copies change for that one, and what this one wants of them is not done.
+    fn is_replaced(&self, number: u64) -> bool {
+        self.processes.get(&number).map(|process| &process.id) != self.store.view.writer.as_ref()
     }
 
     /// A writer copies from one member to others.
@@ -86,7 +94,7 @@ impl World {
         let values = process.copies.get(&copy).cloned().unwrap_or_default();
         let made_up: Vec<(usize, Value)> =
             (first..).zip(values).filter(|&(_, value)| is_rot(value) && !self.spread.contains(&value)).collect();
-        let is_trusted = process.round.is_some_and(|(_, trusts)| trusts);
+        let is_trusted = process.round.is_some_and(|(_, trusts)| trusts) || self.is_replaced(number);
         if !process.writer.is_healing(copy) || is_trusted {
             self.spread.extend(made_up.into_iter().map(|(_, value)| value));
             return;
@@ -106,8 +114,11 @@ impl World {
         let (Some((start, count)), Some(process)) = (request.read, self.processes.get(&number)) else { return };
         let writer = &process.writer;
         let able = writer.view().in_sync().find(|&member| {
-            let disk = self.nodes[usize::from(member.0)].disk.as_ref();
-            writer.is_linked(member) && disk.is_some_and(|disk| disk.was_readable(start, count, request.began))
+            let node = &self.nodes[usize::from(member.0)];
+            // One that has failed a flush says nothing else until it is opened anew.
+            let is_well = node.opened < request.began && !self.has_failed(usize::from(member.0));
+            let disk = node.disk.as_ref().filter(|_| is_well && writer.is_linked(member));
+            disk.is_some_and(|disk| disk.was_readable(start, count, request.began))
         });
         if let Some(member) = able {
             self.fail(format!("a read of {count} sectors from {start} on failed that {member:?} could do"));
@@ -126,6 +137,44 @@ impl World {
         }
     }
 
+    /// Disks decay while nobody writes. Gives back what most copies have of each sector, be it that they have made it
+    /// up, where most have the same.
+    pub fn decay_at_rest(&mut self) -> Vec<(usize, Value)> {
+        for _ in 0..self.random.below(12) {
+            let node = self.random.below(self.scenario.members as u64) as usize;
+            let sector = self.random.below(self.scenario.sectors as u64) as usize;
+            if self.random.chance(70) {
+                self.make_up(node, sector);
+            } else if let Some(disk) = &mut self.nodes[node].disk {
+                disk.lose_sector(sector, self.now);
+            }
+        }
+        self.regain_lost();
+        let disks: Vec<&Disk> = self.nodes.iter().filter_map(|node| node.disk.as_ref()).collect();
+        let agreed = (0..self.scenario.sectors).filter_map(|sector| {
+            let readable: Vec<Value> =
+                disks.iter().filter(|disk| disk.is_readable(sector, 1)).map(|disk| disk.read(sector, 1)[0]).collect();
+            let most = |value: &Value| readable.iter().filter(|other| *other == value).count() * 2 > readable.len();
+            readable.iter().copied().find(most).map(|value| (sector, value))
+        });
+        agreed.collect()
+    }
+
+    /// What most copies had they all have.
+    pub fn check_agreed(&self, agreed: &[(usize, Value)]) -> Result<(), String> {
+        for &(sector, value) in agreed {
+            for (index, node) in self.nodes.iter().enumerate() {
+                let Some(disk) = &node.disk else { continue };
+                let found = disk.read(sector, 1)[0];
+                // A copy that was sent what it lacks may have been sent what another had made up.
+                if found != value && !self.spread.contains(&found) {
+                    return Err(format!("most copies had {value} in sector {sector}, and node {index} has {found}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Not while anybody may just have looked at it: nobody can look at everything at once.
     pub(super) fn rot(&mut self, node: usize, sector: usize) {
         if self.peace {
@@ -134,6 +183,10 @@ impl World {
         if self.processes.values().any(|process| process.writer.is_checking()) {
             return self.at(self.now + 2_000, Event::Rot { node, sector });
         }
+        self.make_up(node, sector);
+    }
+
+    fn make_up(&mut self, node: usize, sector: usize) {
         let value = rot(self.next_value);
         self.next_value += 1;
         if let Some(disk) = &mut self.nodes[node].disk {
@@ -146,7 +199,8 @@ impl World {
     pub fn regain_lost(&mut self) {
         let in_sync: Vec<usize> = self.store.view.in_sync().map(|member| usize::from(member.0)).collect();
         for sector in 0..self.scenario.sectors {
-            let readable = |node: &usize| self.nodes[*node].disk.as_ref().is_some_and(|disk| disk.is_readable(sector, 1));
+            let readable =
+                |node: &usize| self.nodes[*node].disk.as_ref().is_some_and(|disk| disk.is_readable(sector, 1));
             if !in_sync.iter().any(readable) {
                 for node in &mut self.nodes {
                     if let Some(disk) = &mut node.disk {

@@ -4,6 +4,7 @@ mod create;
 mod image;
 pub(super) mod planned;
 mod status;
+pub(super) mod verify;
 
 use std::path::PathBuf;
 
@@ -15,6 +16,7 @@ use crate::store::{Access, Cipher, Store};
 use create::CreateArgs;
 use image::ImageArgs;
 use status::StatusArgs;
+use verify::VerifyArgs;
 
 #[derive(Subcommand)]
 pub enum VolumeCommand {
@@ -24,6 +26,8 @@ pub enum VolumeCommand {
     Info(InfoArgs),
     /// Show how the copies of a replicated volume stand
     Status(StatusArgs),
+    /// Compare the copies of a replicated volume while it is served, and heal those that are wrong
+    Verify(VerifyArgs),
     /// Replace the content of a volume by a raw image, followed by zeros
     Import(ImageArgs),
     /// Write the content of a volume to a raw image
@@ -44,6 +48,7 @@ pub fn run(command: VolumeCommand) -> Result<(), CliError> {
         VolumeCommand::Create(args) => create::run(&args),
         VolumeCommand::Info(args) => info(&args),
         VolumeCommand::Status(args) => status::run(&args),
+        VolumeCommand::Verify(args) => verify::run(&args),
         VolumeCommand::Import(args) => image::import(&args),
         VolumeCommand::Export(args) => image::export(&args),
     }

@@ -253,7 +253,11 @@ impl Executor {
             Request::Digest { offset, len } => {
                 // Into a buffer of this room's own, whatever the caller has.
                 let len = len as usize;
-                if memory.is_some() { Err(EINVAL) } else { Ok(Plan { read: Some(len), ..plain(Piece::Read { offset, len }) }) }
+                if memory.is_some() {
+                    Err(EINVAL)
+                } else {
+                    Ok(Plan { read: Some(len), ..plain(Piece::Read { offset, len }) })
+                }
             }
             _ if self.copy.has_lost() => Err(EIO),
             Request::Write { offset, len, durable, sparse } => {

@@ -19,7 +19,10 @@
 //! | `calls` | making connections |
 //! | `trust` | the members' certificates, for as long as sessions last |
 //! | `views` | changing the stored view |
-//! | `report` | telling other processes of this machine |
+//! | `report` | telling other processes of this machine, and doing what they ask |
+//! | `request` | what they may ask |
+//! | `rounds` | comparing the copies for whoever asks |
+//! | `scrub` | comparing them from time to time |
 //! | `status` | how it stands, for people and programs |
 //!
 //! How it ends: [`Primary::close`] in order; or the writer stops, because another has taken its place or because
@@ -35,6 +38,9 @@ mod mailbox;
 mod memory;
 mod peer;
 mod report;
+pub mod request;
+mod rounds;
+mod scrub;
 mod shared;
 pub mod status;
 #[cfg(test)]
@@ -65,7 +71,9 @@ pub use error::PrimaryError;
 use hands::Hands;
 use local::LocalCopy;
 use report::Reporter;
-pub use report::ask;
+pub use report::{ask, verify};
+pub use rounds::sentence;
+pub use scrub::ScrubPlan;
 use shared::Shared;
 use status::Status;
 
@@ -98,6 +106,8 @@ pub struct Setup {
     pub queues: u16,
     /// How long it may take to make a connection.
     pub opening_time: Duration,
+    /// When the copies are compared without anybody asking; none for never.
+    pub scrub: Option<ScrubPlan>,
     /// What can be set of the writer.
     pub settings: writer::Settings,
 }
@@ -111,7 +121,7 @@ impl Primary {
     /// [`PrimaryError`] says why the volume cannot be claimed.
     pub fn attach(setup: Setup) -> Result<Primary, PrimaryError> {
         let Setup { node, copy, engine, volume, size_bytes, mut views, tls, signer, queues, .. } = setup;
-        let (opening_time, settings) = (setup.opening_time, setup.settings);
+        let (opening_time, settings, scrub) = (setup.opening_time, setup.settings, setup.scrub);
         let view = views.load()?;
         if view.volume != volume {
             return Err(PrimaryError::OtherVolume { expected: volume, found: view.volume });
@@ -125,7 +135,7 @@ impl Primary {
         };
         let id = WriterId { node, attachment: Uuid::new_v4() };
         let lanes = queues + 1;
-        let pieces_max = settings.copies_in_flight_max * 2;
+        let pieces_max = settings.copies_in_flight_max * 2 + writer::CHECKS_MAX * 2;
         let tick = Duration::from_micros(settings.ping_interval_us.min(settings.store_retry_us) / 8);
         let tick = tick.clamp(TICK_MIN, TICK_MAX);
         let began = Instant::now();
@@ -142,6 +152,10 @@ impl Primary {
             let reporter = Reporter::listen(copy.dir())?;
             let theirs = shared.clone();
             primary.spawn("report", move || reporter.run(&theirs))?;
+        }
+        if let Some(scrub) = scrub {
+            let (theirs, dir) = (shared.clone(), copy.as_ref().map(|copy| copy.dir().to_owned()));
+            primary.spawn("scrub", move || scrub::run(&theirs, dir, &scrub))?;
         }
         let theirs = shared.clone();
         primary.spawn("view-store", move || views::run(&theirs, &mut *views, &to_swap))?;
@@ -273,6 +287,29 @@ fn log_events(writer: &Writer, action: &Action) {
             log::info!("view {}: {}", view.number, members.join(", "));
         }
         Action::Lost(member, loss) => log::warn!("node {} leaves the in-sync set: {loss}", node(*member)),
+        Action::Unreadable { member, offset, len, errno } => log::warn!(
+            "node {} cannot read some of {len} bytes at {offset} (error {errno}): another copy is read, and those are looked at",
+            node(*member)
+        ),
+        Action::Found(finding) if finding.round.is_none() => {
+            let names = |members: writer::MemberSet| {
+                members.iter().map(|member| node(member).to_string()).collect::<Vec<_>>().join(", ")
+            };
+            let (offset, len) = (finding.offset, finding.len);
+            match finding.outcome {
+                writer::Outcome::Healed => log::info!(
+                    "{len} bytes at {offset} that node {} could not read are written again",
+                    names(finding.unreadable)
+                ),
+                _ if finding.unreadable.is_empty() => {
+                    log::warn!("the copies differ in {len} bytes at {offset}: see `sealblk volume verify`")
+                }
+                _ => log::error!(
+                    "{len} bytes at {offset} that node {} could not read are not written again: see `sealblk volume verify`",
+                    names(finding.unreadable)
+                ),
+            }
+        }
         Action::Stop(reason) => log::error!("the writer stops: {reason}"),
         _ => {}
     }

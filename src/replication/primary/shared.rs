@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::calls::{Call, Called};
 use super::log_events;
 use super::mailbox::{Mail, Mailbox};
+use super::rounds::Rounds;
 use super::trust::Trusted;
 use super::views::Swap;
 use crate::io::segments::Segment;
@@ -58,6 +59,8 @@ pub(super) struct State {
     retained: BTreeMap<u64, Arc<[u8]>>,
     flushes: BTreeMap<u64, Option<Result<(), i32>>>,
     next_flush: u64,
+    /// What the copies are being compared for.
+    pub(super) rounds: Rounds,
     served: bool,
     stop: Option<StopReason>,
     /// None when the primary is closed.
@@ -101,6 +104,7 @@ impl Shared {
             retained: BTreeMap::new(),
             flushes: BTreeMap::new(),
             next_flush: 0,
+            rounds: Rounds::default(),
             served: false,
             stop: None,
             swaps: Some(swaps),
@@ -310,6 +314,11 @@ impl Shared {
         }
     }
 
+    /// Has everybody look who waits for something.
+    pub(super) fn notify(&self) {
+        self.changed.notify_all();
+    }
+
     /// Whether the writer has stopped.
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
@@ -426,6 +435,12 @@ impl Shared {
                 self.changed.notify_all();
             }
             Action::Adopted(_) | Action::Lost(..) => self.changed.notify_all(),
+            Action::Unreadable { .. } => {}
+            Action::Found(finding) => state.rounds.found(&finding),
+            Action::RoundEnded(round) => {
+                state.rounds.ended(round);
+                self.changed.notify_all();
+            }
             Action::Stop(reason) => {
                 state.stop = Some(reason);
                 self.stopped.store(true, Ordering::Release);

@@ -168,6 +168,7 @@ impl Cluster {
             signer: Some(self.signer()),
             queues: 2,
             opening_time: Duration::from_secs(2),
+            scrub: None,
             settings: self.settings(),
         });
         let primary = primary.unwrap();

@@ -57,7 +57,7 @@ use ranges::Ranges;
 use retain::Retained;
 use settle::{Settling, Sweep};
 use verify::Verification;
-pub use verify::{Finding, NoRound, Outcome, Repair, Round, RoundPlan};
+pub use verify::{CHECKS_MAX, Finding, NoRound, Outcome, Repair, Round, RoundPlan};
 
 /// Microseconds since some moment of whoever drives the writer. Never goes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -449,7 +449,17 @@ impl Writer {
     /// What it is doing, for whoever looks for a fault.
     pub fn describe(&self) -> impl std::fmt::Debug + '_ {
         let commands: Vec<_> = self.commands.iter().collect();
-        (&self.phase, &self.retained, &self.change, &self.members, commands, &self.open, &self.unreconciled, &self.jobs, &self.verification)
+        (
+            &self.phase,
+            &self.retained,
+            &self.change,
+            &self.members,
+            commands,
+            &self.open,
+            &self.unreconciled,
+            &self.jobs,
+            &self.verification,
+        )
     }
 
     /// Time has passed. To be called several times within each of the times in [`Settings`].

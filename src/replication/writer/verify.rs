@@ -18,6 +18,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Action, Lane, Link, Loss, MemberSet, Pace, Payload, Phase, Purpose, ResyncRate, Time, Writer};
 use crate::replication::message::{Digest, Reply, Request};
 use crate::replication::view::MemberIndex;
@@ -93,7 +95,8 @@ pub struct Finding {
 }
 
 /// What was done about a finding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// Nothing: it was not asked for.
     Reported,
@@ -230,6 +233,11 @@ impl Writer {
         self.settle_down();
     }
 
+    /// A piece of a round; where one begins is a multiple of this.
+    pub fn piece_bytes(&self) -> u64 {
+        self.settings.copy_chunk_bytes.into()
+    }
+
     /// The round under way, as far as it is.
     pub fn round(&self) -> Option<Round> {
         let round = self.verification.round.as_ref()?;
@@ -264,9 +272,8 @@ impl Writer {
         let end = (offset + len).next_multiple_of(block).min(self.regions.size_bytes());
         let offset = offset / block * block;
         let len = end - offset;
-        let known = |noted: &Unreadable| {
-            noted.member == member && noted.offset <= offset && end <= noted.offset + noted.len
-        };
+        let known =
+            |noted: &Unreadable| noted.member == member && noted.offset <= offset && end <= noted.offset + noted.len;
         if self.verification.unreadable.values().any(known) {
             return true;
         }
@@ -284,7 +291,10 @@ impl Writer {
     /// Who could not read some of a range, and was not looked at since.
     pub(super) fn unreadable_on(&self, offset: u64, len: u64) -> MemberSet {
         let noted = self.verification.unreadable.values();
-        noted.filter(|noted| noted.offset < offset + len && offset < noted.offset + noted.len).map(|n| n.member).collect()
+        noted
+            .filter(|noted| noted.offset < offset + len && offset < noted.offset + noted.len)
+            .map(|n| n.member)
+            .collect()
     }
 
     /// Begins to look at ranges as long as there is room.
@@ -673,7 +683,8 @@ impl Verdict {
 
 /// Who is right: the one that is trusted and those that agree with it, else more than half of those that can be read.
 fn weigh(answers: &[(MemberIndex, Option<Digest>)], trusted: Option<MemberIndex>) -> Verdict {
-    let with = |wanted: Option<Digest>| answers.iter().filter(move |(_, digest)| *digest == wanted).map(|(member, _)| *member);
+    let with =
+        |wanted: Option<Digest>| answers.iter().filter(move |(_, digest)| *digest == wanted).map(|(member, _)| *member);
     let unreadable: MemberSet = with(None).collect();
     let readable = answers.iter().map(|(member, _)| *member).collect::<MemberSet>().without(unreadable);
     let trusted = answers.iter().find(|(member, digest)| Some(*member) == trusted && digest.is_some());
@@ -686,7 +697,7 @@ fn weigh(answers: &[(MemberIndex, Option<Digest>)], trusted: Option<MemberIndex>
 }
 
 /// Ranges that are looked at at once.
-const CHECKS_MAX: usize = 4;
+pub const CHECKS_MAX: usize = 4;
 /// Into so many parts a range is cut in which something is wrong.
 const PARTS: u64 = 8;
 /// How many times a block is written again before it is given up.
