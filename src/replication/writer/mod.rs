@@ -23,6 +23,7 @@
 //! | `retain` | keeping what would be lost if every copy lost power at once |
 //! | `settle` | clearing intents of regions that have gone quiet |
 //! | `verify` | comparing the copies, and healing those that are wrong |
+//! | `round`, `verdict` | what is asked for and told of that; which copies are right |
 
 mod attach;
 mod change;
@@ -33,7 +34,9 @@ mod member;
 mod pace;
 mod ranges;
 mod retain;
+mod round;
 mod settle;
+mod verdict;
 mod verify;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -55,9 +58,10 @@ use pace::Pace;
 pub use pace::ResyncRate;
 use ranges::Ranges;
 use retain::Retained;
+pub use round::{Finding, NoRound, Outcome, Repair, Round, RoundPlan};
 use settle::{Settling, Sweep};
+pub use verify::CHECKS_MAX;
 use verify::Verification;
-pub use verify::{CHECKS_MAX, Finding, NoRound, Outcome, Repair, Round, RoundPlan};
 
 /// Microseconds since some moment of whoever drives the writer. Never goes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -18,95 +18,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
+use super::verdict::weigh;
 use super::{Action, Lane, Link, Loss, MemberSet, Pace, Payload, Phase, Purpose, ResyncRate, Time, Writer};
+use super::{Finding, NoRound, Outcome, Repair, Round, RoundPlan};
 use crate::replication::message::{Digest, Reply, Request};
 use crate::replication::view::MemberIndex;
-
-/// What a round is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RoundPlan {
-    /// The first byte to look at; a multiple of a piece.
-    pub from: u64,
-    /// What to do about copies that differ.
-    pub repair: Repair,
-    /// How many bytes of each copy a second, at most; fewer while the guest's writes suffer from it.
-    pub rate: u64,
-}
-
-/// What to do about copies that differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Repair {
-    /// Report it.
-    None,
-    /// Heal them from what more than half of the copies in sync have that can be read.
-    Majority,
-    /// Heal them from this one, and where it cannot be read as for `Majority`.
-    Trust(MemberIndex),
-}
-
-/// Why a round cannot begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoRound {
-    /// The guest is not served (any more).
-    #[error("the volume is not being served: try again when it is")]
-    NotServed,
-    /// One is under way.
-    #[error("its copies are being compared already: wait for that to end")]
-    Busy,
-    /// The copy to trust is not in sync.
-    #[error("the copy to trust is not in sync: see `sealblk volume status`")]
-    NotInSync,
-}
-
-/// A round, as far as it is, or as it ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Round {
-    /// Which one.
-    pub number: u64,
-    /// Everything before this byte has been looked at.
-    pub position: u64,
-    /// How many bytes of each copy were compared with another one.
-    pub compared: BTreeMap<MemberIndex, u64>,
-    /// Bytes where a copy was wrong and is healed.
-    pub healed_bytes: u64,
-    /// Bytes where a copy differs or cannot be read still.
-    pub left_bytes: u64,
-}
-
-/// Bytes where something is wrong with a copy in sync.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// The round that found it; none if a read did.
-    pub round: Option<u64>,
-    /// First byte.
-    pub offset: u64,
-    /// How many.
-    pub len: u64,
-    /// Copies that are right, as far as can be known.
-    pub right: MemberSet,
-    /// Copies that differ from those; where none is right, from each other.
-    pub differing: MemberSet,
-    /// Copies that cannot be read there.
-    pub unreadable: MemberSet,
-    /// What was done about it.
-    pub outcome: Outcome,
-}
-
-/// What was done about a finding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// Nothing: it was not asked for.
-    Reported,
-    /// What was wrong has been written again, durably, and is equal now.
-    Healed,
-    /// Nothing: no more than half of the copies agree, or none can be read.
-    Undecided,
-    /// It was tried, and something is wrong still.
-    Failed,
-}
 
 /// Everything about looking at copies.
 #[derive(Debug, Default)]
@@ -179,14 +95,6 @@ enum State {
     Reading(MemberIndex, Finding),
     /// And written to these.
     Writing(MemberSet, Finding),
-}
-
-/// What digests say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Verdict {
-    readable: MemberSet,
-    unreadable: MemberSet,
-    right: MemberSet,
 }
 
 impl Writer {
@@ -668,34 +576,6 @@ impl Writer {
     }
 }
 
-impl Finding {
-    /// Copies with which something is wrong.
-    pub fn wrong(&self) -> MemberSet {
-        self.differing.or(self.unreadable)
-    }
-}
-
-impl Verdict {
-    fn is_equal(self) -> bool {
-        self.unreadable.is_empty() && self.right == self.readable
-    }
-}
-
-/// Who is right: the one that is trusted and those that agree with it, else more than half of those that can be read.
-fn weigh(answers: &[(MemberIndex, Option<Digest>)], trusted: Option<MemberIndex>) -> Verdict {
-    let with =
-        |wanted: Option<Digest>| answers.iter().filter(move |(_, digest)| *digest == wanted).map(|(member, _)| *member);
-    let unreadable: MemberSet = with(None).collect();
-    let readable = answers.iter().map(|(member, _)| *member).collect::<MemberSet>().without(unreadable);
-    let trusted = answers.iter().find(|(member, digest)| Some(*member) == trusted && digest.is_some());
-    let groups = answers.iter().filter(|(_, digest)| digest.is_some()).map(|(_, digest)| with(*digest).collect());
-    let right = match trusted {
-        Some((_, digest)) => with(*digest).collect(),
-        None => groups.into_iter().find(|group: &MemberSet| group.len() * 2 > readable.len()).unwrap_or_default(),
-    };
-    Verdict { readable, unreadable, right }
-}
-
 /// Ranges that are looked at at once.
 pub const CHECKS_MAX: usize = 4;
 /// Into so many parts a range is cut in which something is wrong.
@@ -706,49 +586,3 @@ const TRIES_MAX: u8 = 3;
 const UNREADABLE_MAX: usize = 32;
 /// However the guest's writes suffer, a round goes at this part of its rate.
 const SLOWEST_DIVISOR: u64 = 8;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn set(members: &[u8]) -> MemberSet {
-        members.iter().map(|&member| MemberIndex(member)).collect()
-    }
-
-    fn weighed(digests: &[Option<u8>], trusted: Option<u8>) -> Verdict {
-        let answers: Vec<_> =
-            (0u8..).zip(digests).map(|(member, digest)| (MemberIndex(member), digest.map(|byte| [byte; 32]))).collect();
-        weigh(&answers, trusted.map(MemberIndex))
-    }
-
-    #[test]
-    fn more_than_half_of_those_that_can_be_read_are_right() {
-        for (digests, right) in [
-            (&[Some(1), Some(1)][..], &[0, 1][..]),
-            (&[Some(1), Some(2)], &[]),
-            (&[Some(1), Some(2), Some(2)], &[1, 2]),
-            (&[Some(1), Some(2), Some(3)], &[]),
-            (&[Some(1), None], &[0]),
-            (&[Some(1), Some(2), None], &[]),
-            (&[Some(1), Some(1), Some(2), Some(2)], &[]),
-            (&[Some(1), Some(1), Some(2), None], &[0, 1]),
-            (&[None, None], &[]),
-            (&[None, None, Some(7)], &[2]),
-        ] {
-            let verdict = weighed(digests, None);
-            assert_eq!(verdict.right, set(right), "{digests:?}");
-            let equal = digests.iter().all(|digest| digest.is_some() && *digest == digests[0]);
-            assert_eq!(verdict.is_equal(), equal, "{digests:?}");
-        }
-    }
-
-    #[test]
-    fn whom_the_operator_trusts_is_right_where_it_can_be_read() {
-        assert_eq!(weighed(&[Some(1), Some(2), Some(2)], Some(0)).right, set(&[0]));
-        assert_eq!(weighed(&[Some(1), Some(2)], Some(1)).right, set(&[1]));
-        assert_eq!(weighed(&[None, Some(2), Some(2), Some(1)], Some(0)).right, set(&[1, 2]));
-        assert_eq!(weighed(&[None, Some(2), Some(1)], Some(0)).right, set(&[]));
-        let lone = weighed(&[Some(1), Some(2), None], Some(0));
-        assert_eq!((lone.readable, lone.unreadable), (set(&[0, 1]), set(&[2])));
-    }
-}
