@@ -68,6 +68,8 @@ struct Todo {
     tries: u8,
     /// What was found there first, and has been written again since.
     healing: Option<Finding>,
+    /// Nothing else is looked at meanwhile.
+    alone: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,7 +193,14 @@ impl Writer {
         let number = self.verification.next_unreadable;
         self.verification.next_unreadable += 1;
         self.verification.unreadable.insert(number, Unreadable { member, offset, len, parts: 1 });
-        self.verification.todo.push(Todo { offset, len, why: Why::Unreadable(number), tries: 0, healing: None });
+        self.verification.todo.push(Todo {
+            offset,
+            len,
+            why: Why::Unreadable(number),
+            tries: 0,
+            healing: None,
+            alone: false,
+        });
         self.actions.push(Action::Unreadable { member, offset, len, errno });
         true
     }
@@ -214,7 +223,7 @@ impl Writer {
         }
         while self.verification.checks.len() < CHECKS_MAX {
             let Some(todo) = self.next_todo() else { break };
-            if !self.begin_check(todo) {
+            if self.is_alone(todo) || !self.begin_check(todo) {
                 self.verification.todo.push(todo);
                 break;
             }
@@ -228,6 +237,12 @@ impl Writer {
             && self.in_sync().iter().all(|member| self.member(member).link == Link::Up)
     }
 
+    /// Whether a range must wait because it, or what is being looked at, is to be alone.
+    fn is_alone(&self, todo: Todo) -> bool {
+        let mut checks = self.verification.checks.values();
+        checks.any(|check| todo.alone || check.todo.alone)
+    }
+
     fn next_todo(&mut self) -> Option<Todo> {
         if let Some(todo) = self.verification.todo.pop() {
             return Some(todo);
@@ -239,7 +254,7 @@ impl Writer {
             return None;
         }
         round.next += len;
-        Some(Todo { offset, len, why: Why::Round(round.so_far.number), tries: 0, healing: None })
+        Some(Todo { offset, len, why: Why::Round(round.so_far.number), tries: 0, healing: None, alone: false })
     }
 
     /// Asks all copies in sync for a digest; false if the guest goes first, or regions have to be made equal.
@@ -371,6 +386,10 @@ impl Writer {
         if todo.len > u64::from(self.settings.verify_block_bytes) {
             return self.cut_up(number);
         }
+        if !verdict.unreadable.is_empty() && !todo.alone {
+            // Disks are asked for neighbours together, and fail for all of them when one is bad.
+            return self.look_alone(number);
+        }
         let finding = todo.healing.unwrap_or(Finding {
             round: if let Why::Round(round) = todo.why { Some(round) } else { None },
             offset: todo.offset,
@@ -485,10 +504,10 @@ impl Writer {
         let Some(check) = self.verification.checks.get_mut(&number) else { return };
         let State::Reading(_, finding) = check.state else { return };
         let Finding { offset, len, .. } = finding;
-        let (durable, sparse) = (true, true);
+        // Zeros are written as well: a hole might leave on the disk what cannot be read.
+        let (durable, sparse) = (true, false);
         let request = match reply {
-            Reply::Data => Request::Write { offset, len: len as u32, durable, sparse },
-            Reply::Zeros => Request::Zero { offset, len, durable },
+            Reply::Data | Reply::Zeros => Request::Write { offset, len: len as u32, durable, sparse },
             other => {
                 self.actions.push(Action::CopyEnded { copy: number });
                 self.look_again(number, 1, None);
@@ -537,6 +556,14 @@ impl Writer {
         self.ranges.release(check.todo.offset);
         if self.repair_of(check.todo.why).is_some() || healing.is_some() {
             self.verification.todo.push(Todo { tries: check.todo.tries + tries, healing, ..check.todo });
+        }
+    }
+
+    fn look_alone(&mut self, number: u64) {
+        if let Some(check) = self.verification.checks.get_mut(&number) {
+            check.todo.alone = true;
+            let healing = check.todo.healing;
+            self.look_again(number, 0, healing);
         }
     }
 

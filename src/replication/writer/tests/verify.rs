@@ -234,6 +234,29 @@ fn what_cannot_be_read_is_not_filled_with_what_the_others_do_not_agree_on() {
 }
 
 #[test]
+fn a_copy_that_can_be_read_after_all_is_let_be() {
+    let mut bench = Bench::serving(&[1, 1], false);
+    bench.held = |request| matches!(request, Request::Digest { .. });
+    let answer = |bench: &mut Bench, failing: bool| {
+        for (member, id) in std::mem::take(&mut bench.held_back) {
+            let fails = failing && member == MemberIndex(1);
+            bench.reply(member, id, if fails { Reply::Failed(5) } else { Reply::DigestOf([0; 32]) });
+        }
+        bench.run();
+    };
+    bench.verify(PLAN).unwrap();
+    // Whole pieces, and the blocks of one the first time that they are asked for.
+    answer(&mut bench, true);
+    answer(&mut bench, true);
+    for _ in 0..200 {
+        answer(&mut bench, false);
+    }
+    let round = bench.round_ended().unwrap();
+    assert!(round.compared.values().all(|&bytes| bytes == 4 * REGION_BYTES), "{round:?}");
+    assert_eq!((bench.findings(), bench.healing()), (vec![], vec![]));
+}
+
+#[test]
 fn a_copy_that_cannot_be_written_either_is_lost() {
     let mut bench = Bench::serving(&[1, 1, 1], false);
     bench.wrong = vec![(0, 0, Wrong::Unreadable)];
