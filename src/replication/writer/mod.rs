@@ -445,7 +445,7 @@ impl Writer {
         self.phase == Phase::Serving
             && self.change.is_none()
             && self.open.is_empty()
-            && self.commands.iter().all(|(_, command)| command.purpose == Purpose::Ping)
+            && self.commands.iter().all(|(_, command)| matches!(command.purpose, Purpose::Ping | Purpose::Digest(_)))
             && self.unreconciled.is_empty()
             && self.members.iter().all(|member| member.standing == Standing::InSync && member.lost.is_none())
     }

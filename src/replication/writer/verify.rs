@@ -16,7 +16,7 @@
 //! The guest goes first: a round has a pace of its own, waits for what is in flight, and begins nothing while a
 //! copy is away or the view changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::verdict::weigh;
 use super::{Action, Lane, Link, Loss, MemberSet, Pace, Payload, Phase, Purpose, ResyncRate, Time, Writer};
@@ -37,6 +37,8 @@ pub(super) struct Verification {
     /// What copies could not read.
     unreadable: BTreeMap<u64, Unreadable>,
     next_unreadable: u64,
+    /// What was looked at in vain: who could not read which bytes, and when that was.
+    in_vain: VecDeque<(MemberSet, u64, u64, Time)>,
 }
 
 #[derive(Debug)]
@@ -187,7 +189,11 @@ impl Writer {
         if self.verification.unreadable.values().any(known) {
             return true;
         }
-        if self.verification.unreadable.len() >= UNREADABLE_MAX {
+        let now = self.now;
+        let in_vain = |&(members, start, length, when): &(MemberSet, u64, u64, Time)| {
+            members.contains(member) && start < end && offset < start + length && now.since_us(when) < IN_VAIN_US
+        };
+        if self.verification.unreadable.len() >= UNREADABLE_MAX || self.verification.in_vain.iter().any(in_vain) {
             return false;
         }
         let number = self.verification.next_unreadable;
@@ -418,6 +424,12 @@ impl Writer {
             () if is_wanted => Outcome::Undecided,
             () => Outcome::Reported,
         };
+        if matches!(todo.why, Why::Unreadable(_)) && is_wanted {
+            self.verification.in_vain.push_back((verdict.unreadable, todo.offset, todo.len, self.now));
+            if self.verification.in_vain.len() > IN_VAIN_MAX {
+                self.verification.in_vain.pop_front();
+            }
+        }
         self.found(Finding { outcome, ..finding });
         self.note_compared(todo.why, verdict.readable, todo.len);
         self.end_check(number);
@@ -611,5 +623,9 @@ const PARTS: u64 = 8;
 const TRIES_MAX: u8 = 3;
 /// What copies could not read, at most so many ranges at a time.
 const UNREADABLE_MAX: usize = 32;
+/// What was looked at in vain is not looked at again for so long, however often it is read: a disk that does not heal is
+/// not asked to over and over. So much of it is known at a time.
+const IN_VAIN_US: u64 = 60_000_000;
+const IN_VAIN_MAX: usize = 64;
 /// However the guest's writes suffer, a round goes at this part of its rate.
 const SLOWEST_DIVISOR: u64 = 8;

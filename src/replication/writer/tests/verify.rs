@@ -231,6 +231,12 @@ fn what_cannot_be_read_is_not_filled_with_what_the_others_do_not_agree_on() {
     assert_eq!(bench.ended(1), Some(Ok(())));
     assert_eq!(bench.healing(), []);
     assert_eq!(bench.findings().iter().map(|finding| finding.outcome).collect::<Vec<_>>(), [Outcome::Undecided]);
+    // Nor is that looked at each time that it is read.
+    bench.submit(2, Operation::Read { offset: 0, len: 512 });
+    assert_eq!((bench.ended(2), bench.findings().len()), (Some(Ok(())), 1));
+    bench.pass(61_000_000);
+    bench.submit(3, Operation::Read { offset: 0, len: 512 });
+    assert_eq!((bench.ended(3), bench.findings().len()), (Some(Ok(())), 2));
 }
 
 #[test]
