@@ -95,8 +95,8 @@ struct Check {
 enum State {
     /// Those have not answered.
     Asking(MemberSet),
-    /// What is right is being read from this one, for those.
-    Reading(MemberIndex, Finding),
+    /// What is right is being read from a copy, for those that are wrong.
+    Reading { source: MemberIndex, wrong: MemberSet, finding: Finding },
     /// And written to these.
     Writing(MemberSet, Finding),
 }
@@ -327,10 +327,10 @@ impl Writer {
                 check.answers.retain(|(other, _)| *other != member);
                 self.judge(number);
             }
-            State::Reading(source, _) => {
+            State::Reading { source, .. } => {
                 if *source == member {
                     self.actions.push(Action::CopyEnded { copy: number });
-                    self.look_again(number, 0, None);
+                    self.look_again_as_it_is(number, 0);
                 }
             }
             State::Writing(pending, _) => {
@@ -384,7 +384,7 @@ impl Writer {
         let verdict = weigh(&check.answers, trusted);
         let answered = verdict.readable.or(verdict.unreadable);
         if answered.is_empty() {
-            return self.look_again(number, 0, todo.healing);
+            return self.look_again_as_it_is(number, 0);
         }
         if verdict.is_equal() {
             return self.found_equal(number, &todo, verdict.readable);
@@ -417,7 +417,7 @@ impl Writer {
         };
         let is_wanted = !matches!(repair, None | Some(Repair::None)) && !wrong.is_empty();
         if is_wanted && !verdict.right.is_empty() && todo.tries < TRIES_MAX {
-            return self.begin_healing(number, verdict.right, Finding { right: verdict.right, ..finding });
+            return self.begin_healing(number, wrong, Finding { right: verdict.right, ..finding });
         }
         let outcome = match () {
             () if todo.tries > 0 => Outcome::Failed,
@@ -498,23 +498,22 @@ impl Writer {
         self.end_check(number);
     }
 
-    fn begin_healing(&mut self, number: u64, right: MemberSet, finding: Finding) {
-        let source = self.local.filter(|&local| right.contains(local)).or_else(|| right.iter().next());
-        let Some(check) = self.verification.checks.get_mut(&number) else { return };
-        let Todo { offset, len, .. } = check.todo;
-        let Some(source) = source.filter(|_| !self.is_held()) else {
-            return self.look_again(number, 0, None);
-        };
-        if let Some(check) = self.verification.checks.get_mut(&number) {
-            check.state = State::Reading(source, finding);
+    fn begin_healing(&mut self, number: u64, wrong: MemberSet, finding: Finding) {
+        if self.is_held() {
+            return self.look_again_as_it_is(number, 0);
         }
-        let request = Request::Read { offset, len: len as u32 };
+        let local = self.local.filter(|&local| finding.right.contains(local));
+        let Some(source) = local.or_else(|| finding.right.iter().next()) else { return };
+        if let Some(check) = self.verification.checks.get_mut(&number) {
+            check.state = State::Reading { source, wrong, finding };
+        }
+        let request = Request::Read { offset: finding.offset, len: finding.len as u32 };
         self.issue(source, Lane::CONTROL, Purpose::HealRead(number), request, Payload::Copy(number));
     }
 
     pub(super) fn heal_read(&mut self, number: u64, member: MemberIndex, reply: Reply) {
         let Some(check) = self.verification.checks.get_mut(&number) else { return };
-        let State::Reading(_, finding) = check.state else { return };
+        let State::Reading { wrong, finding, .. } = check.state else { return };
         let Finding { offset, len, .. } = finding;
         // Zeros are written as well: a hole might leave on the disk what cannot be read.
         let (durable, sparse) = (true, false);
@@ -522,18 +521,18 @@ impl Writer {
             Reply::Data | Reply::Zeros => Request::Write { offset, len: len as u32, durable, sparse },
             other => {
                 self.actions.push(Action::CopyEnded { copy: number });
-                self.look_again(number, 1, None);
+                self.look_again_as_it_is(number, 1);
                 if !matches!(other, Reply::Failed(_)) {
                     self.expect_done(member, if other == Reply::Done { Reply::Rows(Vec::new()) } else { other });
                 }
                 return;
             }
         };
-        let targets = finding.wrong().and(self.in_sync()).without(self.lost());
+        let targets = wrong.and(self.in_sync()).without(self.lost());
         // A copy that is told late that a region is settled would take this write's intent for one of before.
         if targets.is_empty() || self.waits_for_settling(offset, len) {
             self.actions.push(Action::CopyEnded { copy: number });
-            return self.look_again(number, 0, None);
+            return self.look_again_as_it_is(number, 0);
         }
         if let Some(check) = self.verification.checks.get_mut(&number) {
             check.state = State::Writing(targets, finding);
@@ -562,6 +561,12 @@ impl Writer {
         self.look_again(number, 1, Some(finding));
     }
 
+    /// Ends a check that is to be made again, with nothing new known.
+    fn look_again_as_it_is(&mut self, number: u64, tries: u8) {
+        let healing = self.verification.checks.get(&number).and_then(|check| check.todo.healing);
+        self.look_again(number, tries, healing);
+    }
+
     /// Ends a check that is to be made again.
     fn look_again(&mut self, number: u64, tries: u8, healing: Option<Finding>) {
         let Some(check) = self.verification.checks.remove(&number) else { return };
@@ -574,8 +579,7 @@ impl Writer {
     fn look_alone(&mut self, number: u64) {
         if let Some(check) = self.verification.checks.get_mut(&number) {
             check.todo.alone = true;
-            let healing = check.todo.healing;
-            self.look_again(number, 0, healing);
+            self.look_again_as_it_is(number, 0);
         }
     }
 

@@ -240,6 +240,18 @@ fn what_cannot_be_read_is_not_filled_with_what_the_others_do_not_agree_on() {
 }
 
 #[test]
+fn what_differs_where_another_could_not_be_read_is_left_to_a_round() {
+    let mut bench = Bench::serving(&[1, 1, 1, 1], false);
+    bench.wrong = vec![(0, 0, Wrong::Unreadable), (1, 0, Wrong::Differs(3))];
+    bench.submit(1, Operation::Read { offset: 0, len: 512 });
+    assert_eq!(bench.healing(), [(0, 0, 512, true)]);
+    let found = bench.findings();
+    assert_eq!((found.len(), found[0].outcome, found[0].wrong()), (1, Outcome::Healed, set(&[0])));
+    bench.verify(PLAN).unwrap();
+    assert_eq!(bench.healing(), [(0, 0, 512, true), (1, 0, 512, true)]);
+}
+
+#[test]
 fn a_copy_that_can_be_read_after_all_is_let_be() {
     let mut bench = Bench::serving(&[1, 1], false);
     bench.held = |request| matches!(request, Request::Digest { .. });
