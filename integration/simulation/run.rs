@@ -155,7 +155,7 @@ fn compare_everything(world: &mut World, repair: Repair) -> Result<Round, String
         if world.begin_round(number, RoundPlan { from: 0, repair, rate: u64::MAX }).is_none() {
             continue;
         }
-        let deadline = world.now + 20_000_000;
+        let (view, deadline) = (world.store.view.number, world.now + 20_000_000);
         let round = loop {
             step(world, world.now + 100_000)?;
             match world.processes.get_mut(&number).map(|process| process.ended.take()) {
@@ -170,7 +170,8 @@ fn compare_everything(world: &mut World, repair: Repair) -> Result<Round, String
         // Where something is left that cannot be read it was compared with nothing.
         let members = if world.scenario.members > 1 { world.scenario.members } else { 0 };
         let everywhere = round.compared.len() == members && round.compared.values().all(|&bytes| bytes == size);
-        if everywhere || repair != Repair::None && round.left_bytes > 0 {
+        let is_undisturbed = world.store.view.number == view;
+        if everywhere || repair != Repair::None && round.left_bytes > 0 && is_undisturbed {
             return Ok(round);
         }
         last = Some(round);
