@@ -32,6 +32,8 @@ impl LoopDevice {
 
     /// Loses the last bytes: they cannot be read until they are written again.
     pub fn lose_end(&self, bytes: u64) {
+        // Not even the kernel knows them any more.
+        run(Command::new("blockdev").arg("--flushbufs").arg(&self.path));
         let file = File::options().write(true).open(&self.backing).expect("the backing file");
         file.set_len(self.backing_bytes() - bytes).expect("cutting the backing file");
     }
