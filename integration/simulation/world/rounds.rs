@@ -33,9 +33,10 @@ impl World {
         let from = if self.random.chance(70) { 0 } else { self.random.below(pieces) * chunk };
         let rate = *self.random.pick(&[20_000, 200_000, u64::MAX]);
         if let Some(round) = self.begin_round(number, RoundPlan { from, repair, rate })
-            && self.random.chance(20)
+            && self.random.chance(40)
         {
-            let end = self.now + self.random.below(1_000_000);
+            let most = *self.random.pick(&[5_000, 50_000, 1_000_000]);
+            let end = self.now + self.random.below(most);
             self.at(end, Event::EndRound { process: number, round });
         }
     }
