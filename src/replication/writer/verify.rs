@@ -603,10 +603,11 @@ impl Writer {
     fn end_round_if_done(&mut self) {
         let Some(round) = &self.verification.round else { return };
         let end = self.regions.size_bytes();
-        if round.next >= end && self.position(round) >= end {
-            if let Some(round) = self.verification.round.take() {
-                self.actions.push(Action::RoundEnded(Box::new(Round { position: end, ..round.so_far })));
-            }
+        if round.next >= end
+            && self.position(round) >= end
+            && let Some(round) = self.verification.round.take()
+        {
+            self.actions.push(Action::RoundEnded(Box::new(Round { position: end, ..round.so_far })));
         }
     }
 
