@@ -222,6 +222,9 @@ impl Writer {
 
     /// Begins to look at ranges as long as there is room.
     pub(super) fn pump_checks(&mut self) {
+        if self.verification.round.is_none() && self.verification.todo.is_empty() {
+            return;
+        }
         if self.is_held() || !self.is_calm() {
             // The guest is not kept waiting for what may take long to begin.
             self.unwant_check();
