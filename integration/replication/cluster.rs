@@ -276,6 +276,13 @@ impl Cluster {
         fs::read(self.path("views").join(format!("{}.json", self.volume))).expect("the view")
     }
 
+    /// A comparison of the copies by the writer on a node.
+    pub fn verify(&self, node: usize, arguments: &[&str]) -> Command {
+        let mut command = self.command(node, "volume");
+        command.args(["verify", "--json"]).args(arguments).arg(self.copy(node));
+        command
+    }
+
     /// Waits until the writer on a node says that something is so.
     pub fn await_status(&self, node: usize, what: &str, patience: Duration, is_so: impl Fn(&Status) -> bool) -> Status {
         let deadline = Instant::now() + patience;

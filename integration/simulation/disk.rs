@@ -3,7 +3,7 @@
 //! A sector holds one value. What was written and not flushed may be lost with the power, each sector by
 //! itself: it then has any of the values written since what a flush has made durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sealblk::replication::region::{RegionIndex, Row};
 use sealblk::replication::view::View;
@@ -26,6 +26,36 @@ pub fn is_zeros(value: Value) -> bool {
 
 const ZEROS: u64 = 1 << 63;
 
+/// The value with this number as a disk makes it up when nobody looks.
+pub fn rot(number: u64) -> Value {
+    number | ROT
+}
+
+/// Whether nobody has written this value.
+pub fn is_rot(value: Value) -> bool {
+    value & ROT != 0
+}
+
+const ROT: u64 = 1 << 62;
+
+/// What is said of sectors instead of their bytes: equal for equal bytes, be they zeros of whatever write.
+pub fn digest(values: &[Value]) -> [u8; 32] {
+    let mut lanes = [1u64, 2, 3, 4];
+    for &value in values {
+        let value = if is_zeros(value) { 0 } else { value };
+        for lane in &mut lanes {
+            // Of splitmix64.
+            let mixed = (*lane ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            *lane = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        }
+    }
+    let mut digest = [0; 32];
+    for (bytes, lane) in digest.chunks_mut(8).zip(lanes) {
+        bytes.copy_from_slice(&lane.to_le_bytes());
+    }
+    digest
+}
+
 #[derive(Debug)]
 pub struct Disk {
     sectors: Vec<Sector>,
@@ -39,6 +69,10 @@ pub struct Disk {
     /// A flush has failed since the copy was opened.
     pub doomed: bool,
     pub fail_write: bool,
+    /// Sectors that cannot be read until they are written.
+    unreadable: BTreeSet<usize>,
+    /// When each sector last became unreadable or readable.
+    readable_changed: Vec<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +100,40 @@ impl Disk {
             fail_flush: false,
             doomed: false,
             fail_write: false,
+            unreadable: BTreeSet::new(),
+            readable_changed: vec![0; sectors],
+        }
+    }
+
+    /// A sector has another value from one moment to the next. Not while its cache has a newer one.
+    pub fn rot(&mut self, sector: usize, value: Value) {
+        if self.is_durable(sector, 1) {
+            self.sectors[sector].values = vec![value];
+        }
+    }
+
+    /// A sector cannot be read any more.
+    pub fn lose_sector(&mut self, sector: usize, now: u64) {
+        if self.unreadable.insert(sector) {
+            self.readable_changed[sector] = now;
+        }
+    }
+
+    pub fn is_readable(&self, start: usize, count: usize) -> bool {
+        self.unreadable.range(start..start + count).next().is_none()
+    }
+
+    /// Whether that has been so since before `began`.
+    pub fn was_readable(&self, start: usize, count: usize, began: u64) -> bool {
+        self.is_readable(start, count) && self.readable_changed[start..start + count].iter().all(|&at| at < began)
+    }
+
+    /// These can be read again, as they are or are about to be written.
+    pub fn regain(&mut self, start: usize, count: usize, now: u64) {
+        for sector in start..start + count {
+            if self.unreadable.remove(&sector) {
+                self.readable_changed[sector] = now;
+            }
         }
     }
 

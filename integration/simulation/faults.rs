@@ -56,7 +56,15 @@ pub fn strike(world: &mut World) {
         world.fault_at(next);
         return;
     }
-    match world.random.below(21) {
+    if world.scenario.rotten && world.random.chance(20) {
+        world.begin_any_round();
+    }
+    if world.scenario.rotten && world.random.chance(40) {
+        world.decay(node);
+        world.fault_at(next);
+        return;
+    }
+    match world.random.below(24) {
         0 | 1 => {
             world.stop_daemon(node);
             world.start_daemon_at(node, world.now + long / 2);
@@ -121,7 +129,8 @@ pub fn strike(world: &mut World) {
             let soon = world.now + world.random.between(30_000, 1_500_000);
             world.follow_at(soon, Sequel::PowerFailsEverywhere);
         }
-        _ => world.store.silent_until = world.now + long,
+        20 => world.store.silent_until = world.now + long,
+        _ => world.begin_any_round(),
     }
     world.fault_at(next);
 }
@@ -243,6 +252,7 @@ pub fn end(world: &mut World) {
             disk.fail_write = false;
         }
     }
+    world.regain_lost();
     world.heal_at(now + 1);
     for node in 0..world.nodes.len() {
         world.power_on_at(node, now + 1);

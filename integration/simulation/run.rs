@@ -1,11 +1,11 @@
 //! One seed from beginning to end: a scenario, faults for a while, then peace, and a look at everything.
 
-use sealblk::replication::view::FailureMode;
-use sealblk::replication::writer::{BelowMin, ResyncRate, Settings, Time};
+use sealblk::replication::view::{FailureMode, MemberIndex};
+use sealblk::replication::writer::{BelowMin, Repair, ResyncRate, Round, RoundPlan, Settings, Time};
 
 use crate::faults;
 use crate::random::Random;
-use crate::world::{Counts, Scenario, World, number_of};
+use crate::world::{Counts, SECTOR_BYTES, Scenario, World, number_of};
 
 /// What came of a seed.
 pub struct Outcome {
@@ -35,6 +35,7 @@ fn scenario(seed: u64) -> Scenario {
     let restless = random.chance(20);
     let away = restless || random.chance(25);
     let link_us = *random.pick(&[50, 300, 5_000]);
+    let rotten = seed.is_multiple_of(4);
     Scenario {
         members,
         others: others.max(away.into()),
@@ -52,6 +53,7 @@ fn scenario(seed: u64) -> Scenario {
         ]),
         link_us,
         uneven: random.chance(30),
+        rotten,
         troubled: *random.pick(&[0, 5, 30]),
         disk_us: *random.pick(&[50, 1_000, 5_000]),
         lease_ms: 3_000,
@@ -65,6 +67,7 @@ fn scenario(seed: u64) -> Scenario {
             retained_bytes_max: *random.pick(&[8_000, 100_000]),
             copy_chunk_bytes: *random.pick(&[512, 1024, 2048]),
             copies_in_flight_max: random.between(1, 4) as usize,
+            verify_block_bytes: 512,
             resync_rate: if seed.is_multiple_of(3) {
                 ResyncRate { min: 20_000, max: 200_000 }
             } else {
@@ -83,6 +86,8 @@ fn live(world: &mut World) -> Result<(), String> {
     let end = world.now + 10_000_000;
     step(world, end)?;
     settle(world)?;
+    compare(world)?;
+    settle(world)?;
     check_copies(world)?;
     read_everything(world)
 }
@@ -95,6 +100,8 @@ fn step(world: &mut World, end: u64) -> Result<(), String> {
 fn settle(world: &mut World) -> Result<(), String> {
     let deadline = world.now + 120_000_000;
     loop {
+        // Nobody could ever be sent it.
+        world.regain_lost();
         for process in world.processes.values_mut() {
             process.guest.quiet = true;
         }
@@ -118,6 +125,65 @@ fn settle(world: &mut World) -> Result<(), String> {
             Some(_) => step(world, world.now + 500_000)?,
         }
     }
+}
+
+/// Compares the copies, heals what most agree on, and then what each says in turn; at last nothing must be wrong.
+fn compare(world: &mut World) -> Result<(), String> {
+    settle(world)?;
+    let agreed = if world.scenario.rotten { world.decay_at_rest() } else { Vec::new() };
+    let mut members: Vec<MemberIndex> = world.store.view.in_sync().collect();
+    let first = world.random.below(members.len() as u64) as usize;
+    members.rotate_left(first);
+    // One cannot tell what it cannot read.
+    let trusted = members.into_iter().map(Repair::Trust);
+    for repair in std::iter::once(Repair::Majority).chain(trusted).chain([Repair::None]) {
+        let round = compare_everything(world, repair)?;
+        world.check_agreed(&agreed)?;
+        if repair == Repair::None && (round.left_bytes > 0 || round.healed_bytes > 0) {
+            return Err(format!("something is wrong in the end: {round:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// A round in which every copy was there all the time: one that is slow on a bad day leaves, and comes back.
+fn compare_everything(world: &mut World, repair: Repair) -> Result<Round, String> {
+    let size = world.scenario.sectors as u64 * SECTOR_BYTES;
+    let mut last = None;
+    for _ in 0..ROUNDS_MAX {
+        settle(world)?;
+        let Some((&number, process)) = world.processes.iter_mut().next() else { continue };
+        process.ended = None;
+        // One that began among the faults has not ended.
+        if let Some(round) = process.writer.round() {
+            world.with_writer(number, |writer, now| writer.end_verify(now, round.number));
+        }
+        if world.begin_round(number, RoundPlan { from: 0, repair, rate: u64::MAX }).is_none() {
+            continue;
+        }
+        let (view, deadline) = (world.store.view.number, world.now + 20_000_000);
+        let round = loop {
+            step(world, world.now + 100_000)?;
+            match world.processes.get_mut(&number).map(|process| process.ended.take()) {
+                Some(Some(round)) => break round,
+                _ if world.now > deadline => {
+                    let writer = world.processes.get(&number).map(|process| &process.writer);
+                    return Err(format!("a round does not end: {:?}", writer.map(|writer| writer.describe())));
+                }
+                _ => {}
+            }
+        };
+        // Where something is left that cannot be read it was compared with nothing.
+        let present = world.store.view.present().count();
+        let members = if present > 1 { present } else { 0 };
+        let everywhere = round.compared.len() == members && round.compared.values().all(|&bytes| bytes == size);
+        let is_undisturbed = world.store.view.number == view;
+        if everywhere || repair != Repair::None && round.left_bytes > 0 && is_undisturbed {
+            return Ok(round);
+        }
+        last = Some(round);
+    }
+    Err(format!("not everything can be compared in the end: {last:?}"))
 }
 
 fn check_copies(world: &World) -> Result<(), String> {
@@ -166,3 +232,6 @@ fn read_everything(world: &mut World) -> Result<(), String> {
         _ => Err("the last reads do not end".to_owned()),
     }
 }
+
+/// Rounds until one is undisturbed.
+const ROUNDS_MAX: usize = 20;

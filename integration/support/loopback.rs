@@ -30,6 +30,19 @@ impl LoopDevice {
         Self { path: PathBuf::from(output.trim()), backing }
     }
 
+    /// Loses the last bytes: they cannot be read until they are written again.
+    pub fn lose_end(&self, bytes: u64) {
+        // Not even the kernel knows them any more.
+        run(Command::new("blockdev").arg("--flushbufs").arg(&self.path));
+        let file = File::options().write(true).open(&self.backing).expect("the backing file");
+        file.set_len(self.backing_bytes() - bytes).expect("cutting the backing file");
+    }
+
+    /// How many bytes it has.
+    pub fn backing_bytes(&self) -> u64 {
+        self.backing.metadata().expect("the backing file").len()
+    }
+
     /// How many flush requests the device has completed.
     pub fn flushes(&self) -> u64 {
         let name = self.path.file_name().expect("a device name");

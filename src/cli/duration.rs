@@ -8,6 +8,13 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     if duration <= DAY { Ok(duration) } else { Err("more than 24h: give less".to_owned()) }
 }
 
+/// Reads the time from one thing to the next that is done seldom, a second to a year.
+pub fn parse_interval(text: &str) -> Result<Duration, String> {
+    let duration = read(text)?;
+    let fits = (INTERVAL_MIN..=INTERVAL_MAX).contains(&duration);
+    if fits { Ok(duration) } else { Err("less than 1s or more than 366d".to_owned()) }
+}
+
 /// Reads the life of a certificate, which may also be in days, unit `d`.
 pub fn parse_life(text: &str) -> Result<Duration, String> {
     let duration = read(text)?;
@@ -32,6 +39,8 @@ fn read(text: &str) -> Result<Duration, String> {
 }
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
+const INTERVAL_MIN: Duration = Duration::from_secs(1);
+const INTERVAL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 const LIFE_MIN: Duration = Duration::from_secs(10);
 const LIFE_MAX: Duration = Duration::from_secs(397 * 24 * 3600);
 
@@ -51,6 +60,13 @@ mod tests {
             assert!(parse(text).is_err(), "{text}");
         }
     }
+    #[test]
+    fn what_is_done_seldom_is_done_once_a_second_to_once_a_year() {
+        assert_eq!(parse_interval("7d"), Ok(7 * DAY));
+        assert_eq!(parse_interval("1s"), Ok(Duration::from_secs(1)));
+        assert!(parse_interval("0s").is_err() && parse_interval("999ms").is_err() && parse_interval("367d").is_err());
+    }
+
     #[test]
     fn a_certificate_lives_for_some_seconds_to_some_months() {
         assert_eq!(parse_life("90d"), Ok(90 * DAY));

@@ -160,6 +160,31 @@ pub enum CliError {
         /// The volume's folder.
         dir: PathBuf,
     },
+    /// The copies of a volume cannot be compared.
+    #[error("cannot compare the copies of volume {}: {source}", .dir.display())]
+    Verify {
+        /// The copy's folder.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The copies of a volume are not, or not known to be, equal.
+    #[error("the copies of volume {} are not known to be equal: {what}", .dir.display())]
+    NotEqual {
+        /// The copy's folder.
+        dir: PathBuf,
+        /// What is left.
+        what: String,
+    },
+    /// Nobody serves the volume here.
+    #[error(
+        "volume {} is not served on this node: copies are compared by the process that serves it, see `sealblk volume status`",
+        .dir.display()
+    )]
+    NotServed {
+        /// The copy's folder.
+        dir: PathBuf,
+    },
     /// Nobody says how a volume stands.
     #[error("cannot ask how volume {} stands: {source}: check that its process answers", .dir.display())]
     Status {

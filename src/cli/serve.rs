@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use uuid::Uuid;
 
 use super::view_args::{EtcdArgs, volume_name};
+use super::volume::verify;
 use super::{CliError, KeyArgs, TlsArgs, ViewPlace, duration, signals, size};
 use crate::coordination::kubernetes::VolumeName;
 use crate::device::{Disk, Serial};
@@ -96,6 +97,15 @@ pub struct ReplicationArgs {
     /// As many bytes a second are sent even if they suffer
     #[arg(long, value_name = "BYTES", default_value = "16M", requires = "replicated", value_parser = size::parse)]
     resync_rate_min: u64,
+    /// How often the copies are compared without anybody asking, such as 7d [default: never]
+    #[arg(long, value_name = "TIME", requires = "replicated", value_parser = duration::parse_interval)]
+    scrub_every: Option<Duration>,
+    /// The most bytes of each copy that are read a second for that; fewer while the guest's writes suffer from it
+    #[arg(long, value_name = "BYTES", default_value = "16M", requires = "scrub_every", value_parser = verify::rate)]
+    scrub_rate: u64,
+    /// Heal copies that then differ from what more than half of the copies in sync have; without this it is only said
+    #[arg(long, requires = "scrub_every")]
+    scrub_repair: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

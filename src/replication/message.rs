@@ -72,6 +72,13 @@ pub enum Request {
         /// How many.
         len: u32,
     },
+    /// Give back the digest of what is stored, for copies to be compared without their bytes.
+    Digest {
+        /// First byte.
+        offset: u64,
+        /// How many, at most [`PAYLOAD_BYTES_MAX`].
+        len: u32,
+    },
     /// Give back rows of the region table.
     Rows {
         /// The first.
@@ -96,6 +103,8 @@ pub enum Reply {
     Data,
     /// All that was asked for reads as zeros; no bytes follow.
     Zeros,
+    /// What is stored, holes as zeros, has this digest.
+    DigestOf(Digest),
     /// Rows of the region table.
     Rows(Vec<Row>),
     /// The copy could not do it: an error number of errno(3).
@@ -104,7 +113,10 @@ pub enum Reply {
     Superseded(ViewNumber),
 }
 
-/// The most bytes of one write or read.
+/// SHA-256 of bytes as they are stored.
+pub type Digest = [u8; 32];
+
+/// The most bytes of one write, read or digest.
 pub const PAYLOAD_BYTES_MAX: u32 = 1 << 18;
 /// The most rows of one answer.
 pub const ROWS_MAX: u32 = 1 << 16;

@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 
-use super::message::{Hello, Reply, Request, Welcome};
+use super::message::{Digest, Hello, Reply, Request, Welcome};
 use super::region::{RegionIndex, Regions, Row};
 use super::view::{Incarnation, View, ViewNumber, WriterId};
 
@@ -45,7 +45,7 @@ pub enum Action {
         connection: ConnectionId,
         /// The writer's id of it.
         id: u64,
-        /// A write, zero, flush or read.
+        /// A write, zero, flush, read or digest.
         request: Request,
     },
     /// The request will not be applied: its bytes can go.
@@ -261,6 +261,8 @@ impl Replica {
                 self.flushed = self.flushed.max(flight.operation);
                 Reply::Done
             }
+            (Ok(Applied::Digest(digest)), Request::Digest { .. }) => Reply::DigestOf(digest),
+            (Ok(_), Request::Digest { .. }) => Reply::Failed(EIO),
             (Ok(Applied::Zeros), Request::Read { .. }) => Reply::Zeros,
             (Ok(Applied::Done), Request::Read { .. }) => Reply::Data,
             (Ok(_), _) => Reply::Done,
@@ -398,7 +400,7 @@ impl Replica {
     fn begin(&mut self, connection: ConnectionId, view: ViewNumber, id: u64, request: Request) {
         match request {
             Request::Write { .. } | Request::Zero { .. } => self.mark_and_apply(connection, view, id, request),
-            Request::Flush | Request::Read { .. } => self.apply(connection, id, request),
+            Request::Flush | Request::Read { .. } | Request::Digest { .. } => self.apply(connection, id, request),
             Request::Accept(next) => self.accept(connection, id, next),
             Request::Settle(settled) => self.settle(connection, id, &settled),
             Request::Rows { first, count } => {
@@ -555,6 +557,8 @@ pub enum Applied {
     Done,
     /// All that was read is zeros.
     Zeros,
+    /// What was to be digested has this digest.
+    Digest(Digest),
 }
 
 enum Answer {

@@ -7,7 +7,8 @@
 //! | `regions` | the [`RegionTable`] of a copy that is one of several |
 //! | `view.json` | the view that such a copy accepted last, which only rooms above can read |
 //! | `holder` | the [`Holder`]: which process has the lock |
-//! | `writer.sock` | a socket of the process that serves a copy that is one of several: how the volume stands |
+//! | `writer.sock` | a socket of the process that serves a copy that is one of several: how the volume stands, and what is asked of it |
+//! | `scrub.json` | how far that process is with comparing the copies |
 //! | `volume.json.new`, `regions.new`, `view.json.new` | a file about to replace the other one; left over only by a crash |
 //!
 //! Invariants: a folder with a `volume.json` is a whole volume, because that file is written last

@@ -38,6 +38,7 @@ seeds = {
     "settle": frame(0x09, struct.pack("<IQIQ", 2, 4, 1048575, 0), **request),
     "ping": frame(0x0A, **request),
     "describe": frame(0x0B, OPENING + VOLUME),
+    "digest": frame(0x0C, struct.pack("<I", 262144), offset=1 << 40, **request),
     "welcome": frame(0x81, struct.pack("<H", 1) + INCARNATION, view=4),
     "refused": frame(0x82, struct.pack("<H", 4) + "view 6 is accepted…".encode(), view=6),
     "done": frame(0x83, **reply),
@@ -47,6 +48,7 @@ seeds = {
     "superseded": frame(0x87, view=6, **reply),
     "zeros": frame(0x88, **reply),
     "description": frame(0x89, struct.pack("<H", 1) + b"{}\n"),
+    "digest-of": frame(0x8A, bytes([0x55]) * 32, **reply),
 }
 for name, content in seeds.items():
     pathlib.Path(__file__).with_name(f"{name}.bin").write_bytes(content)

@@ -11,3 +11,4 @@ mod full_disks;
 mod links;
 mod members;
 mod resync;
+mod verify;

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::connections::Message;
 use super::{Event, SECTOR_BYTES, World};
-use crate::disk::{Snapshot, Value, is_zeros};
+use crate::disk::{Snapshot, Value, digest, is_zeros};
 
 pub(super) struct Holder {
     pub(super) replica: Replica,
@@ -224,6 +224,7 @@ impl World {
                         _ => 0,
                     };
                     disk.end_write(write, Some(&flight.values));
+                    disk.regain(start, flight.values.len(), now);
                     if durable {
                         disk.make_durable(start, flight.values.len());
                     }
@@ -239,13 +240,21 @@ impl World {
                 }
             }
             Request::Read { offset, len } => {
-                let values = disk.read(sector(offset), sector(len.into()));
-                if values.iter().all(|&value| is_zeros(value)) {
+                let (start, count) = (sector(offset), sector(len.into()));
+                let values = disk.read(start, count);
+                if !disk.is_readable(start, count) {
+                    result = Err(5);
+                } else if values.iter().all(|&value| is_zeros(value)) {
                     result = Ok(Applied::Zeros);
                 }
                 if let Some(holder) = &mut self.nodes[node].holder {
                     holder.payloads.insert((connection, id), values);
                 }
+            }
+            Request::Digest { offset, len } => {
+                let (start, count) = (sector(offset), sector(len.into()));
+                let is_readable = disk.is_readable(start, count);
+                result = if is_readable { Ok(Applied::Digest(digest(&disk.read(start, count)))) } else { Err(5) };
             }
             _ => {}
         }

@@ -8,6 +8,7 @@ mod administration;
 mod connections;
 mod copies;
 mod processes;
+mod rounds;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -20,7 +21,7 @@ use sealblk::replication::view::{
 use sealblk::replication::writer::{Settings, Swapped};
 use uuid::Uuid;
 
-use crate::disk::{Disk, Value};
+use crate::disk::{Disk, Value, is_rot};
 use crate::faults::Sequel;
 use crate::history::History;
 use crate::random::Random;
@@ -51,6 +52,8 @@ pub struct Scenario {
     /// Whether some connections are much slower than others, of one session too.
     pub uneven: bool,
     pub disk_us: u64,
+    /// Whether disks make sectors up, and lose some.
+    pub rotten: bool,
     /// In how many of a hundred changes of the view something else goes wrong at the same time.
     pub troubled: u64,
     pub lease_ms: u32,
@@ -92,6 +95,8 @@ pub struct World {
     pub error: Option<String>,
     /// No more faults.
     pub peace: bool,
+    /// Made-up values that were copied on before anybody could know, or by one who was trusted.
+    spread: BTreeSet<Value>,
     pub counts: Counts,
     /// How many members there were when they were last changed.
     members: usize,
@@ -110,6 +115,9 @@ pub struct Counts {
     pub added: u64,
     pub removed: u64,
     pub disks_lost: u64,
+    pub rounds: u64,
+    pub healed: u64,
+    pub rot_read: u64,
 }
 
 impl Counts {
@@ -124,13 +132,17 @@ impl Counts {
         self.added += other.added;
         self.removed += other.removed;
         self.disks_lost += other.disks_lost;
+        self.rounds += other.rounds;
+        self.healed += other.healed;
+        self.rot_read += other.rot_read;
     }
 
     /// Whether each kind of thing has happened.
     pub fn is_eventful(&self) -> bool {
         let kinds = [self.operations, self.views, self.attaches, self.replaced, self.power_losses];
         let more = [self.copied, self.asked_others, self.added, self.removed, self.disks_lost];
-        kinds.iter().chain(&more).all(|&count| count > 0)
+        let compared = [self.rounds, self.healed, self.rot_read];
+        kinds.iter().chain(&more).chain(&compared).all(|&count| count > 0)
     }
 }
 
@@ -189,6 +201,14 @@ enum Event {
     },
     Attach {
         on: Option<usize>,
+    },
+    EndRound {
+        process: u64,
+        round: u64,
+    },
+    Rot {
+        node: usize,
+        sector: usize,
     },
     Heal,
     Fault,
@@ -263,6 +283,7 @@ impl World {
             trace: None,
             error: None,
             peace: false,
+            spread: BTreeSet::new(),
             counts: Counts::default(),
             members,
         };
@@ -371,6 +392,10 @@ impl World {
                 }
             }
             Event::GuestActs { process } => self.guest_acts(process),
+            Event::EndRound { process, round } => {
+                self.with_writer(process, |writer, now| writer.end_verify(now, round));
+            }
+            Event::Rot { node, sector } => self.rot(node, sector),
             Event::StartDaemon { node } => self.nodes[node].daemon = self.nodes[node].powered,
             Event::PowerOn { node } => {
                 self.nodes[node].powered = true;
@@ -397,7 +422,10 @@ impl World {
         if copies.iter().any(|disk| disk.rows[region.0 as usize].intent) {
             return;
         }
-        let differ = copies.iter().any(|disk| disk.read(first, count) != copies[0].read(first, count));
+        let differ = (first..first + count).any(|sector| {
+            let values: Vec<Value> = copies.iter().map(|disk| disk.read(sector, 1)[0]).collect();
+            values.iter().any(|&value| value != values[0]) && !values.iter().any(|&value| is_rot(value))
+        });
         let volatile = copies.iter().any(|disk| !disk.is_durable(first, count));
         if differ || volatile {
             let what = if differ { "differs among the copies in sync" } else { "is not durable" };

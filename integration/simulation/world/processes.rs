@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use sealblk::replication::message::Request;
 use sealblk::replication::replica::ConnectionId;
 use sealblk::replication::view::{MemberIndex, NodeName, View, ViewNumber, WriterId};
-use sealblk::replication::writer::{self, Lane, Payload, StopReason, Swapped, Time, Writer};
+use sealblk::replication::writer::{self, Lane, Payload, Round, StopReason, Swapped, Time, Writer};
 use uuid::Uuid;
 
 use super::connections::Session;
 use super::{Event, TICK_US, World, name_of, node_of};
-use crate::disk::Value;
+use crate::disk::{Value, is_rot};
 use crate::faults::{self, Sequel};
 use crate::guest::Guest;
 
@@ -23,6 +23,10 @@ pub struct Process {
     pub writer: Writer,
     pub guest: Guest,
     pub served: bool,
+    /// The round that is under way, if one is, and whether it trusts a copy.
+    pub(super) round: Option<(u64, bool)>,
+    /// The round that ended last.
+    pub ended: Option<Round>,
     /// When it attached: from then on it may miss that a copy loses its cache.
     attached: u64,
     pub(super) sessions: BTreeMap<MemberIndex, Session>,
@@ -80,6 +84,8 @@ impl World {
                 writer,
                 guest,
                 served: false,
+                round: None,
+                ended: None,
                 attached: self.now,
                 sessions: BTreeMap::new(),
                 copies: BTreeMap::new(),
@@ -178,6 +184,7 @@ impl World {
                     let soon = self.now + self.random.below(10_000);
                     self.follow_at(soon, Sequel::WriterDies);
                 }
+                self.check_copying(number, &request, payload);
                 self.send_request(number, member, lane, id, view, request, payload);
             }
             writer::Action::Abandon { member, id, .. } => {
@@ -212,6 +219,9 @@ impl World {
                 }
             }
             writer::Action::Serve => self.begin_guest(number),
+            writer::Action::Unreadable { .. } => {}
+            writer::Action::Found(finding) => self.found(number, &finding),
+            writer::Action::RoundEnded(round) => self.round_ended(number, *round),
             writer::Action::Adopted(_) => self.counts.views += 1,
             writer::Action::Lost(..) => {
                 self.check_lost(number);
@@ -306,6 +316,7 @@ impl World {
             return self.fail(format!("request {token} ended twice"));
         };
         if result.is_err() {
+            self.check_failed_read(number, &request);
             if request.began < now && self.random.chance(20) {
                 // It may have been done, and seen: it must not be undone.
                 let soon = now + self.random.below(300_000);
@@ -333,6 +344,11 @@ impl World {
                 return self.fail(format!("read {token} ended without its bytes"));
             }
             for (at, value) in request.values.into_iter().enumerate() {
+                if is_rot(value) {
+                    // Nothing tells it from what was written.
+                    self.counts.rot_read += 1;
+                    continue;
+                }
                 if let Err(error) = self.history.read(start + at, value, request.began, now) {
                     return self.fail(error);
                 }

@@ -23,7 +23,7 @@ use crate::io::Kind;
 use crate::replication::copy::{CopyError, OpenCopy};
 use crate::replication::description;
 use crate::replication::message::PAYLOAD_BYTES_MAX;
-use crate::replication::primary::{Primary, PrimaryError, Setup};
+use crate::replication::primary::{Primary, PrimaryError, ScrubPlan, Setup};
 use crate::replication::server::ask_for;
 use crate::replication::view::{NodeName, View};
 use crate::replication::writer::{self, BelowMin, ResyncRate, StopReason};
@@ -63,6 +63,7 @@ pub fn attach(args: &ServeArgs, stop: BorrowedFd<'_>) -> Result<Option<Attachmen
         signer,
         queues: args.queues,
         opening_time: replication.peer_timeout,
+        scrub: replication.scrub(),
         settings: replication.settings(target.below_min),
     })?;
     let dir = volume.dir().to_owned();
@@ -216,6 +217,11 @@ fn stopped(dir: &Path, reason: StopReason) -> CliError {
 }
 
 impl ReplicationArgs {
+    fn scrub(&self) -> Option<ScrubPlan> {
+        let every = self.scrub_every?;
+        Some(ScrubPlan { every, rate: self.scrub_rate, repair: self.scrub_repair })
+    }
+
     fn settings(&self, below_min: BelowMin) -> writer::Settings {
         let peer_timeout_us = self.peer_timeout.as_micros() as u64;
         writer::Settings {
@@ -228,6 +234,7 @@ impl ReplicationArgs {
             retained_bytes_max: 64 << 20,
             copy_chunk_bytes: PAYLOAD_BYTES_MAX,
             copies_in_flight_max: 8,
+            verify_block_bytes: 4096,
             resync_rate: ResyncRate { min: self.resync_rate_min.min(self.resync_rate_max), max: self.resync_rate_max },
         }
     }

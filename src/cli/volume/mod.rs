@@ -5,6 +5,7 @@ mod image;
 mod members;
 pub(super) mod planned;
 mod status;
+pub(super) mod verify;
 
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ use create::CreateArgs;
 use image::ImageArgs;
 use members::{AddMemberArgs, MoveArgs, RemoveMemberArgs};
 use status::StatusArgs;
+use verify::VerifyArgs;
 
 #[derive(Subcommand)]
 pub enum VolumeCommand {
@@ -32,6 +34,8 @@ pub enum VolumeCommand {
     RemoveMember(RemoveMemberArgs),
     /// Have another node keep a copy in the place of one: add it, wait until it is in sync, remove the other
     Move(MoveArgs),
+    /// Compare the copies of a replicated volume while it is served, and heal those that are wrong
+    Verify(VerifyArgs),
     /// Replace the content of a volume by a raw image, followed by zeros
     Import(ImageArgs),
     /// Write the content of a volume to a raw image
@@ -55,6 +59,7 @@ pub fn run(command: VolumeCommand) -> Result<(), CliError> {
         VolumeCommand::AddMember(args) => members::add(&args),
         VolumeCommand::RemoveMember(args) => members::remove(&args),
         VolumeCommand::Move(args) => members::relocate(&args),
+        VolumeCommand::Verify(args) => verify::run(&args),
         VolumeCommand::Import(args) => image::import(&args),
         VolumeCommand::Export(args) => image::export(&args),
     }

@@ -164,7 +164,9 @@ impl OpenCopy {
     /// is given it. One that is not is answered with `EINVAL`.
     pub fn covers(&self, view: ViewNumber, request: &Request) -> bool {
         match *request {
-            Request::Write { offset, len, .. } | Request::Read { offset, len } => self.has_range(offset, len.into()),
+            Request::Write { offset, len, .. } | Request::Read { offset, len } | Request::Digest { offset, len } => {
+                self.has_range(offset, len.into())
+            }
             Request::Zero { offset, len, .. } => self.has_range(offset, len),
             Request::Rows { first, count } => {
                 let end = first.0.checked_add(count);

@@ -1,6 +1,8 @@
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
+use sha2::{Digest as _, Sha256};
+
 use super::*;
 use crate::io::buffer::{BUFFER_BYTES_MAX, BufferPool};
 use crate::io::segments::Segment;
@@ -83,6 +85,12 @@ impl Hands {
 
     fn zero(&mut self, offset: u64, len: u64, durable: bool) -> Result<Applied, i32> {
         self.one(&Request::Zero { offset, len, durable }, Payload::none()).result
+    }
+
+    fn digest(&mut self, offset: u64, len: u32) -> Result<Applied, i32> {
+        let ended = self.one(&Request::Digest { offset, len }, Payload::none());
+        assert!(ended.payload.is_none(), "the bytes of a digest leave the room");
+        ended.result
     }
 
     /// What is read; none for zeros.
@@ -354,4 +362,32 @@ fn the_replica_is_driven_from_hello_to_a_durable_write() {
     drop((hands, copy));
     let copy = fixture.open(Kind::Inline);
     assert_eq!(copy.replica().rows()[1], Row { written: ViewNumber(1), intent: true });
+}
+
+#[test]
+fn equal_content_has_an_equal_digest_be_it_a_hole_or_zeros() {
+    everywhere(|fixture, kind| {
+        let copy = fixture.open(kind);
+        let mut hands = Hands(copy.executor(8).unwrap());
+        let digest = |bytes: &[u8]| Ok(Applied::Digest(Sha256::digest(bytes).into()));
+        assert_eq!(hands.digest(0, 8192), digest(&[0; 8192]), "of a hole");
+        let mut data = pattern(16384, 9);
+        data[4096..12288].fill(0);
+        for sparse in [true, false] {
+            hands.write(0, &data, false, sparse).unwrap();
+            assert_eq!(hands.digest(0, 16384), digest(&data), "sparse: {sparse}");
+            assert_eq!(hands.digest(512, 4096), digest(&data[512..4608]), "of a part, sparse: {sparse}");
+        }
+        assert_eq!(hands.digest(0, 0), Err(libc::EINVAL));
+        assert_eq!(hands.digest(SIZE_BYTES, 512), Err(libc::EINVAL));
+        // More at once than there are buffers for wait for one another.
+        for id in 0..200 {
+            let request = Request::Digest { offset: 0, len: BUFFER_BYTES_MAX as u32 };
+            hands.0.apply(CONNECTION, id, &request, Payload::none());
+        }
+        data.resize(BUFFER_BYTES_MAX, 0);
+        let ended = hands.finish();
+        assert_eq!(ended.len(), 200);
+        assert!(ended.iter().all(|ended| ended.result == digest(&data) && ended.payload.is_none()));
+    });
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 
 use super::report::{SOCKET_FILE, TIMEOUT, beside, is_nobody, say};
-use super::request::{Outcome, OwnerRequest, Refused};
+use super::request::{Outcome, OwnerRequest, Refused, VerifyLine, VerifyRequest};
 use super::status::Status;
 use crate::store::connect_to_owner;
 
@@ -38,6 +38,30 @@ pub fn ask_beside(socket: &Path) -> io::Result<Option<Status>> {
 /// As those of [`ask`].
 pub fn order(dir: &Path, request: &OwnerRequest) -> io::Result<Option<Outcome>> {
     converse(dir, SOCKET_FILE, request, ORDER_TIMEOUT)
+}
+
+/// Asks the process that serves the copy in `dir` to compare the copies of its volume, and hears what comes of it; none
+/// if nobody serves it. It ends when the outcome is told, or nobody listens.
+///
+/// # Errors
+///
+/// As those of [`ask`], and those of `hear`.
+pub fn verify(
+    dir: &Path,
+    request: VerifyRequest,
+    mut hear: impl FnMut(VerifyLine) -> io::Result<()>,
+) -> io::Result<Option<()>> {
+    let sent = send(dir, SOCKET_FILE, &OwnerRequest::Verify(request), LINE_TIMEOUT)?;
+    let Some(stream) = sent else { return Ok(None) };
+    let mut reader = BufReader::new(&stream);
+    loop {
+        let line: VerifyLine = read_line(&mut reader)?;
+        let is_last = matches!(line, VerifyLine::Outcome(_) | VerifyLine::Refused(_));
+        hear(line)?;
+        if is_last {
+            return Ok(Some(()));
+        }
+    }
 }
 
 /// Asks for one thing that has an answer of one line.
@@ -75,4 +99,6 @@ fn read_line<T: DeserializeOwned>(reader: &mut impl BufRead) -> io::Result<T> {
 
 /// How long a change may take, as the one who asks for it sees it: longer than it does as the other one does.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Between two lines about a comparison.
+const LINE_TIMEOUT: Duration = Duration::from_secs(30);
 const LINE_BYTES_MAX: u64 = 1 << 20;

@@ -23,6 +23,8 @@
 //! | `report` | what other processes of this machine ask for |
 //! | `asking` | the other end: asking that process |
 //! | `request` | in which words they do |
+//! | `rounds` | comparing the copies for whoever asks |
+//! | `scrub` | comparing them from time to time |
 //! | `status` | how it stands, for people and programs |
 //!
 //! How it ends: [`Primary::close`] in order; or the writer stops, because another has taken its place or because
@@ -41,6 +43,8 @@ mod memory;
 mod peer;
 mod report;
 pub mod request;
+mod rounds;
+mod scrub;
 mod shared;
 pub mod status;
 #[cfg(test)]
@@ -66,7 +70,7 @@ use crate::crypto::derive::WriterKey;
 use crate::io::{Engine, Kind};
 use crate::store::Superblock;
 use crate::tls::Reloading;
-pub use asking::{ask, ask_beside, order};
+pub use asking::{ask, ask_beside, order, verify};
 use calls::Caller;
 use control::Control;
 use engine::ReplicatedEngine;
@@ -75,6 +79,8 @@ use hands::Hands;
 use local::LocalCopy;
 use members::Members;
 use report::Reporter;
+pub use rounds::sentence;
+pub use scrub::ScrubPlan;
 use shared::Shared;
 use status::Status;
 
@@ -108,6 +114,8 @@ pub struct Setup {
     pub queues: u16,
     /// How long it may take to make a connection.
     pub opening_time: Duration,
+    /// When the copies are compared without anybody asking; none for never.
+    pub scrub: Option<ScrubPlan>,
     /// What can be set of the writer.
     pub settings: writer::Settings,
 }
@@ -121,7 +129,7 @@ impl Primary {
     /// [`PrimaryError`] says why the volume cannot be claimed.
     pub fn attach(setup: Setup) -> Result<Primary, PrimaryError> {
         let Setup { node, copy, engine, superblock, mut views, tls, signer, queues, .. } = setup;
-        let (opening_time, settings, socket) = (setup.opening_time, setup.settings, setup.socket);
+        let (opening_time, settings, socket, scrub) = (setup.opening_time, setup.settings, setup.socket, setup.scrub);
         let (volume, size_bytes) = (superblock.id, superblock.size_bytes);
         let view = views.load()?;
         if view.volume != volume {
@@ -136,7 +144,7 @@ impl Primary {
         };
         let id = WriterId { node, attachment: Uuid::new_v4() };
         let lanes = queues + 1;
-        let pieces_max = settings.copies_in_flight_max * 2;
+        let pieces_max = settings.copies_in_flight_max * 2 + writer::CHECKS_MAX * 2;
         let tick = Duration::from_micros(settings.ping_interval_us.min(settings.store_retry_us) / 8);
         let tick = tick.clamp(TICK_MIN, TICK_MAX);
         let began = Instant::now();
@@ -161,6 +169,10 @@ impl Primary {
             let theirs = shared.clone();
             let members = Members { caller: caller.clone(), superblock };
             primary.spawn("report", move || reporter.run(&theirs, &members))?;
+        }
+        if let Some(scrub) = scrub {
+            let (theirs, dir) = (shared.clone(), copy.as_ref().map(|copy| copy.dir().to_owned()));
+            primary.spawn("scrub", move || scrub::run(&theirs, dir, &scrub))?;
         }
         let theirs = shared.clone();
         primary.spawn("view-store", move || views::run(&theirs, &mut *views, &to_swap))?;
@@ -294,6 +306,29 @@ fn log_events(writer: &Writer, action: &Action) {
             log::info!("view {}: {}", view.number, members.join(", "));
         }
         Action::Lost(member, loss) => log::warn!("node {} leaves the in-sync set: {loss}", node(*member)),
+        Action::Unreadable { member, offset, len, errno } => log::warn!(
+            "node {} cannot read some of {len} bytes at {offset} (error {errno}): another copy is read, and those are looked at",
+            node(*member)
+        ),
+        Action::Found(finding) if finding.round.is_none() => {
+            let names = |members: writer::MemberSet| {
+                members.iter().map(|member| node(member).to_string()).collect::<Vec<_>>().join(", ")
+            };
+            let (offset, len) = (finding.offset, finding.len);
+            match finding.outcome {
+                writer::Outcome::Healed => log::info!(
+                    "{len} bytes at {offset} that node {} could not read are written again",
+                    names(finding.unreadable)
+                ),
+                _ if finding.unreadable.is_empty() => {
+                    log::warn!("the copies differ in {len} bytes at {offset}: see `sealblk volume verify`")
+                }
+                _ => log::error!(
+                    "{len} bytes at {offset} that node {} could not read are not written again: see `sealblk volume verify`",
+                    names(finding.unreadable)
+                ),
+            }
+        }
         Action::Stop(reason) => log::error!("the writer stops: {reason}"),
         _ => {}
     }

@@ -215,7 +215,7 @@ impl Peer {
         };
         if let Some((payload, len)) = self.reads.remove(&frame.id) {
             match (&frame.reply, payload) {
-                (Reply::Zeros, Payload::Guest { .. }) => {
+                (Reply::Zeros, Payload::Guest { .. } | Payload::Copy(_)) => {
                     let target = memory.target(payload, len as usize).ok_or(PeerError::NoBytes)?;
                     // SAFETY: as above.
                     unsafe { target.base.write_bytes(0, target.len) };

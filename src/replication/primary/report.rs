@@ -19,9 +19,12 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
 
 use super::members::Members;
-use super::request::{Outcome, OwnerRequest, Refused};
+use super::request::{Outcome, OwnerRequest, Refused, VerifyLine, VerifyRequest};
+use super::rounds::{self, End, Event, Owner};
 use super::shared::Shared;
 use super::status::Status;
+use crate::replication::view::NodeName;
+use crate::replication::writer::{Repair, RoundPlan};
 use crate::store::{connect_to_owner, listen_as_owner};
 
 /// The socket. Its file is removed when it goes.
@@ -121,9 +124,41 @@ fn answer(stream: &UnixStream, shared: &Arc<Shared>, members: &Members) -> io::R
         OwnerRequest::Status => return say(stream, &shared.look(|state| Status::of(&state.writer))),
         OwnerRequest::AddMember { node, address } => members.add(shared, &node, &address),
         OwnerRequest::RemoveMember { node } => members.remove(shared, &node),
+        OwnerRequest::Verify(request) => return answer_verify(stream, shared, &request),
     };
     let failed = |error: super::members::MembersError| Outcome::Failed { reason: error.to_string() };
     say(stream, &changed.map_or_else(failed, |()| Outcome::Done))
+}
+
+fn answer_verify(stream: &UnixStream, shared: &Arc<Shared>, request: &VerifyRequest) -> io::Result<()> {
+    let refuse = |why: String| say(stream, &VerifyLine::Refused(why));
+    let member = |name: &str| {
+        let node: NodeName = name.parse().ok()?;
+        shared.look(|state| state.writer.view().member_on(&node))
+    };
+    let repair = match &request.trust {
+        None if request.repair => Repair::Majority,
+        None => Repair::None,
+        Some(_) if !request.repair => return refuse("a copy is trusted only to repair the others".to_owned()),
+        Some(name) => match member(name) {
+            Some(member) => Repair::Trust(member),
+            None => return refuse(format!("node {name} has no copy of the volume")),
+        },
+    };
+    let rate = request.rate.unwrap_or(RATE_DEFAULT);
+    let size = shared.look(|state| state.writer.regions().size_bytes());
+    let ended = rounds::run(shared, Owner::Client, RoundPlan { from: 0, repair, rate }, |event| {
+        let line = match event {
+            Event::Position(position) => VerifyLine::Progress { position, size },
+            Event::Found(found) => VerifyLine::Found(found),
+        };
+        say(stream, &line).is_ok()
+    });
+    match ended {
+        Ok(End::Done(outcome)) => say(stream, &VerifyLine::Outcome(outcome)),
+        Ok(End::GivenUp(_)) => refuse("the process that serves the volume ends".to_owned()),
+        Err(error) => refuse(error.to_string()),
+    }
 }
 
 /// What is asked, or what is wrong with it. Who says nothing asks how the volume stands.
@@ -156,6 +191,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 const CLIENTS_MAX: usize = 8;
+/// For who asks without a rate: the guest's writes are felt long before.
+const RATE_DEFAULT: u64 = 1 << 30;
 
 #[cfg(test)]
 mod tests {

@@ -18,6 +18,7 @@ use super::calls::{Call, Called};
 use super::log_events;
 use super::mailbox::{Mail, Mailbox};
 use super::members::MembersError;
+use super::rounds::Rounds;
 use super::trust::Trusted;
 use super::views::Swap;
 use crate::io::segments::Segment;
@@ -62,6 +63,8 @@ pub(super) struct State {
     /// Changes of the members that somebody waits for.
     edits: BTreeMap<u64, Option<Result<(), EditRefusal>>>,
     next_edit: u64,
+    /// What the copies are being compared for.
+    pub(super) rounds: Rounds,
     served: bool,
     stop: Option<StopReason>,
     /// None when the primary is closed.
@@ -106,6 +109,7 @@ impl Shared {
             next_flush: 0,
             edits: BTreeMap::new(),
             next_edit: 0,
+            rounds: Rounds::default(),
             served: false,
             stop: None,
             swaps: Some(swaps),
@@ -353,6 +357,11 @@ impl Shared {
         }
     }
 
+    /// Has everybody look who waits for something.
+    pub(super) fn notify(&self) {
+        self.changed.notify_all();
+    }
+
     /// Whether the writer has stopped.
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
@@ -477,6 +486,12 @@ impl Shared {
                 self.changed.notify_all();
             }
             Action::Adopted(_) | Action::Lost(..) => self.changed.notify_all(),
+            Action::Unreadable { .. } => {}
+            Action::Found(finding) => state.rounds.found(&finding),
+            Action::RoundEnded(round) => {
+                state.rounds.ended(round);
+                self.changed.notify_all();
+            }
             Action::Stop(reason) => {
                 state.stop = Some(reason);
                 self.stopped.store(true, Ordering::Release);

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -19,7 +20,7 @@ use crate::io::{Completion, Errno, Operation, ZeroMethod};
 use crate::replication::server::{self, Server, ServerError};
 use crate::replication::transport;
 use crate::replication::view::{FailureMode, Member, View, ViewNumber};
-use crate::replication::writer::{BelowMin, ResyncRate};
+use crate::replication::writer::{BelowMin, Repair, ResyncRate, RoundPlan};
 use crate::store::{SectorSize, Store, Superblock};
 use crate::tls::TlsPaths;
 use crate::tls::authority::Life;
@@ -147,6 +148,7 @@ impl Cluster {
             retained_bytes_max: 1 << 20,
             copy_chunk_bytes: 256 << 10,
             copies_in_flight_max: 4,
+            verify_block_bytes: 4096,
             resync_rate: ResyncRate::UNBOUNDED,
         }
     }
@@ -167,6 +169,7 @@ impl Cluster {
             signer: Some(self.signer()),
             queues: 2,
             opening_time: Duration::from_secs(2),
+            scrub: None,
             settings: self.settings(),
         });
         let primary = primary.unwrap();
@@ -386,6 +389,43 @@ fn a_session_is_renewed_before_the_certificate_of_its_member_ends() {
     assert!(session() > first);
     assert_eq!(primary.status().view, view, "nobody has left");
     queue.write(4096, 4096, 2);
+    drop(queue);
+    primary.close();
+    cluster.assert_equal_copies();
+}
+
+#[test]
+fn what_has_changed_on_a_disk_is_found_and_healed() {
+    let cluster = Cluster::new(3, FailureMode::Hard);
+    let primary = cluster.attach();
+    let mut queue = Queue::new(&primary);
+    queue.write(1 << 20, 64 << 10, 7);
+    queue.flush();
+    let round = |repair| {
+        let mut found = Vec::new();
+        let plan = RoundPlan { from: 0, repair, rate: u64::MAX };
+        let end = rounds::run(&primary.shared, rounds::Owner::Client, plan, |event| {
+            if let rounds::Event::Found(range) = event {
+                found.push(range);
+            }
+            true
+        });
+        let Ok(rounds::End::Done(outcome)) = end else { panic!("{end:?}") };
+        (outcome, found)
+    };
+    assert!(round(Repair::None).0.is_equal());
+    for (node, offset) in [(2, (1 << 20) + 5000), (0, 40 << 20)] {
+        let file = fs::OpenOptions::new().write(true).open(cluster.dir(node).join("data")).unwrap();
+        file.write_all_at(b"rot", offset).unwrap();
+        file.sync_all().unwrap();
+    }
+    let (outcome, found) = round(Repair::Majority);
+    assert!(outcome.is_equal(), "{outcome:?}");
+    assert_eq!(outcome.healed_bytes, 8192);
+    let told: Vec<_> = found.iter().map(|range| (range.offset, range.len, range.differing[0].as_str())).collect();
+    assert_eq!(told, [((1 << 20) + 4096, 4096, "node-2"), (40 << 20, 4096, "node-0")]);
+    assert_eq!(round(Repair::None).1, []);
+    assert_eq!(queue.read(1 << 20, 64 << 10), [7; 64 << 10]);
     drop(queue);
     primary.close();
     cluster.assert_equal_copies();

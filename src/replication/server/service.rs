@@ -286,6 +286,7 @@ impl Service {
         let (bytes, read) = match &request {
             Request::Write { len, .. } => (buffer_bytes(*len as usize), 0),
             Request::Read { len, .. } => (buffer_bytes(*len as usize), *len as usize),
+            Request::Digest { len, .. } => (buffer_bytes(*len as usize), 0),
             Request::Rows { count, .. } => (*count as usize * 8, 0),
             Request::Settle(settled) => (settled.len() * 12, 0),
             _ => (0, 0),

@@ -172,6 +172,8 @@ pub enum Kind {
     Ping = 0x0a,
     /// Opens a connection to hear what a volume is.
     Describe = 0x0b,
+    /// [`Request::Digest`](crate::replication::message::Request::Digest).
+    Digest = 0x0c,
     /// The opening is accepted.
     Welcome = 0x81,
     /// The opening is refused.
@@ -190,6 +192,8 @@ pub enum Kind {
     Zeros = 0x88,
     /// What the volume is.
     Description = 0x89,
+    /// [`Reply::DigestOf`](crate::replication::message::Reply::DigestOf).
+    DigestOf = 0x8a,
 }
 
 impl Kind {
@@ -199,8 +203,9 @@ impl Kind {
             Self::Hello | Self::Create | Self::Describe => Role::Opening,
             Self::Welcome | Self::Description | Self::Refused => Role::Answer,
             Self::Accept | Self::Write | Self::Zero | Self::Flush => Role::Request,
-            Self::Read | Self::Rows | Self::Settle | Self::Ping => Role::Request,
-            Self::Done | Self::Data | Self::Zeros | Self::RowList | Self::Failed | Self::Superseded => Role::Reply,
+            Self::Read | Self::Digest | Self::Rows | Self::Settle | Self::Ping => Role::Request,
+            Self::Done | Self::Data | Self::Zeros | Self::DigestOf | Self::RowList => Role::Reply,
+            Self::Failed | Self::Superseded => Role::Reply,
         }
     }
 
@@ -221,13 +226,14 @@ impl Kind {
             Self::Accept => Rules { body: 1..=VIEW_BYTES_MAX, ..plain },
             Self::Write => Rules { flags: DURABLE | SPARSE, offset: true, body: 1..=PAYLOAD_BYTES_MAX, ..plain },
             Self::Zero => Rules { flags: DURABLE, offset: true, body: 8..=8, ..plain },
-            Self::Read | Self::Rows => Rules { offset: true, body: 4..=4, ..plain },
+            Self::Read | Self::Digest | Self::Rows => Rules { offset: true, body: 4..=4, ..plain },
             Self::Settle => Rules { body: 0..=SETTLED_MAX as u32 * 12, body_unit: 12, ..plain },
             Self::Flush | Self::Ping | Self::Done | Self::Zeros => plain,
             Self::Welcome => Rules { view: true, body: WELCOME_BODY_BYTES..=WELCOME_BODY_BYTES, ..plain },
             Self::Description => Rules { body: DESCRIPTION_BODY_BYTES_MIN..=DESCRIPTION_BODY_BYTES_MAX, ..plain },
             Self::Refused => Rules { view: true, body: REFUSED_BODY_BYTES_MIN..=REFUSED_BODY_BYTES_MAX, ..plain },
             Self::Data => Rules { body: 1..=PAYLOAD_BYTES_MAX, ..plain },
+            Self::DigestOf => Rules { body: 32..=32, ..plain },
             Self::RowList => Rules { body: 0..=ROWS_MAX * 8, body_unit: 8, ..plain },
             Self::Failed => Rules { body: 4..=4, ..plain },
             Self::Superseded => Rules { view: true, ..plain },
@@ -251,6 +257,7 @@ impl TryFrom<u8> for Kind {
             0x09 => Self::Settle,
             0x0a => Self::Ping,
             0x0b => Self::Describe,
+            0x0c => Self::Digest,
             0x81 => Self::Welcome,
             0x82 => Self::Refused,
             0x83 => Self::Done,
@@ -260,6 +267,7 @@ impl TryFrom<u8> for Kind {
             0x87 => Self::Superseded,
             0x88 => Self::Zeros,
             0x89 => Self::Description,
+            0x8a => Self::DigestOf,
             kind => return Err(WireError::UnknownKind { kind }),
         })
     }

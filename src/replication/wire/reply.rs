@@ -29,6 +29,7 @@ impl ReplyFrame {
         let reply = match header.kind {
             Kind::Data => Reply::Data,
             Kind::Zeros => Reply::Zeros,
+            Kind::DigestOf => Reply::DigestOf(body.array()?),
             Kind::RowList => {
                 Reply::Rows(body.arrays().iter().map(|bits| Row::from_bits(u64::from_le_bytes(*bits))).collect())
             }
@@ -54,6 +55,7 @@ pub fn encode_reply(id: u64, reply: &Reply, payload_bytes: u32, out: &mut Vec<u8
         Reply::Done => header(Kind::Done).append(&[], out),
         Reply::Zeros => header(Kind::Zeros).append(&[], out),
         Reply::Data => Header { body_bytes: payload_bytes, ..header(Kind::Data) }.append(&[], out),
+        Reply::DigestOf(digest) => header(Kind::DigestOf).append(digest, out),
         Reply::Rows(rows) => {
             if rows.iter().any(|row| row.written > ViewNumber::MAX) {
                 return Err(WireError::Field { kind: Kind::RowList, field: "row" });

@@ -38,6 +38,7 @@ impl RequestFrame {
             Kind::Zero => Request::Zero { offset, len: body.u64()?, durable },
             Kind::Flush => Request::Flush,
             Kind::Read => Request::Read { offset, len: body.u32()? },
+            Kind::Digest => Request::Digest { offset, len: body.u32()? },
             Kind::Rows => {
                 let count = body.u32()?;
                 let first = u32::try_from(offset);
@@ -76,6 +77,10 @@ pub fn encode_request(view: ViewNumber, id: u64, request: &Request, out: &mut Ve
             check_range(Kind::Read, request)?;
             Header { offset, ..header(Kind::Read) }.append(&len.to_le_bytes(), out)
         }
+        &Request::Digest { offset, len } => {
+            check_range(Kind::Digest, request)?;
+            Header { offset, ..header(Kind::Digest) }.append(&len.to_le_bytes(), out)
+        }
         Request::Rows { first, count } => {
             check_range(Kind::Rows, request)?;
             Header { offset: first.0.into(), ..header(Kind::Rows) }.append(&count.to_le_bytes(), out)
@@ -110,7 +115,7 @@ fn check_written(view: ViewNumber) -> Result<ViewNumber, WireError> {
 /// That a range has something in it, no more than a reply can hold, and an end that can be said.
 fn check_range(kind: Kind, request: &Request) -> Result<(), WireError> {
     let (offset, len, len_max, end_max) = match *request {
-        Request::Write { offset, len, .. } | Request::Read { offset, len } => {
+        Request::Write { offset, len, .. } | Request::Read { offset, len } | Request::Digest { offset, len } => {
             (offset, len.into(), PAYLOAD_BYTES_MAX.into(), u64::MAX)
         }
         Request::Zero { offset, len, .. } => (offset, len, u64::MAX, u64::MAX),
@@ -149,6 +154,9 @@ mod tests {
             Request::Read { offset: u64::MAX, len: 512 },
             Request::Read { offset: 0, len: PAYLOAD_BYTES_MAX + 1 },
             Request::Read { offset: 0, len: 0 },
+            Request::Digest { offset: u64::MAX, len: 512 },
+            Request::Digest { offset: 0, len: PAYLOAD_BYTES_MAX + 1 },
+            Request::Digest { offset: 0, len: 0 },
             Request::Rows { first, count: 2 },
             Request::Rows { first: RegionIndex(0), count: ROWS_MAX + 1 },
             Request::Rows { first: RegionIndex(0), count: 0 },
@@ -190,6 +198,7 @@ mod tests {
             Request::Write { offset, len, .. } => (Kind::Write, offset, len, vec![]),
             Request::Zero { offset, len, .. } => (Kind::Zero, offset, 8, len.to_le_bytes().to_vec()),
             Request::Read { offset, len } => (Kind::Read, offset, 4, len.to_le_bytes().to_vec()),
+            Request::Digest { offset, len } => (Kind::Digest, offset, 4, len.to_le_bytes().to_vec()),
             Request::Rows { first, count } => (Kind::Rows, first.0.into(), 4, count.to_le_bytes().to_vec()),
             _ => unreachable!("requests without a range"),
         };

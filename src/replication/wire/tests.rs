@@ -159,6 +159,7 @@ fn bodies_have_bounds() {
         (Kind::Settle, 0, 196_608, 12),
         (Kind::Ping, 0, 0, 1),
         (Kind::Describe, 12, 1024, 1),
+        (Kind::Digest, 4, 4, 1),
         (Kind::Welcome, 18, 18, 1),
         (Kind::Refused, 2, 1026, 1),
         (Kind::Done, 0, 0, 1),
@@ -168,6 +169,7 @@ fn bodies_have_bounds() {
         (Kind::Superseded, 0, 0, 1),
         (Kind::Zeros, 0, 0, 1),
         (Kind::Description, 3, 16_386, 1),
+        (Kind::DigestOf, 32, 32, 1),
     ] {
         let parse = |bytes: u32| {
             let mut header = [0; HEADER_BYTES];

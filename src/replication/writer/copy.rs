@@ -171,7 +171,8 @@ impl Writer {
         }
         let source = match job.kind {
             Kind::Reconcile => self.source,
-            Kind::Resync(_) | Kind::GivenUp => self.reader(MemberSet::default()),
+            // Those that cannot read it are looked at afterwards.
+            Kind::Resync(_) | Kind::GivenUp => self.reader(self.unreadable_on(offset, len)),
         };
         let Some(source) = source else { return false };
         // The guest may be waiting for a region to be reconciled, but for no member to come back.
@@ -205,8 +206,7 @@ impl Writer {
             Reply::Data => false,
             Reply::Zeros => true,
             Reply::Failed(errno) => {
-                self.copy_lost(copy, member);
-                self.lose_if_others(member, Loss::Failed(errno));
+                self.not_read(copy, member, errno);
                 return;
             }
             other => {
@@ -237,6 +237,23 @@ impl Writer {
             self.issue(member, Lane::CONTROL, Purpose::CopyWrite(copy), request.clone(), payload);
         }
         self.end_chunk_if_written(copy);
+    }
+
+    /// A piece could not be read. To be sent to a member that lacks it, it is read from another copy, and looked at
+    /// where it could not be. What is reconciled comes from one copy, which is of no use then if there is another.
+    fn not_read(&mut self, copy: u64, member: MemberIndex, errno: i32) {
+        let Some(chunk) = self.chunks.get(&copy) else { return };
+        let (offset, len, kind) = (chunk.offset, chunk.len, self.jobs[chunk.job].kind);
+        let is_alone = self.in_sync().without(self.lost()) == MemberSet::only(member);
+        if kind == Kind::Reconcile && is_alone {
+            // There is nobody to be equal to.
+            return self.end_chunk(copy);
+        }
+        let will_be_looked_at = kind != Kind::Reconcile && self.note_unreadable(member, errno, offset, len);
+        self.copy_lost(copy, member);
+        if !will_be_looked_at {
+            self.lose_if_others(member, Loss::Failed(errno));
+        }
     }
 
     /// A copy that cannot be read is of no use as a source, but it is better than none.

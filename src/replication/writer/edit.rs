@@ -191,6 +191,7 @@ impl Writer {
                 self.members.push(super::Member::new(now));
             } else if old.is_retired(member) && !self.view.is_retired(member) {
                 self.members[index].replace(now);
+                self.forget_compared(member);
             }
         }
     }

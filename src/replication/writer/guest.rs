@@ -58,6 +58,8 @@ pub struct GuestRequest {
     /// Members that take long to read it, so that others were asked.
     late: MemberSet,
     error: Option<i32>,
+    /// It is read once more when what copies could not read has been looked at.
+    patient: bool,
     /// For a flush: what was retained when it was sent.
     mark: Mark,
 }
@@ -124,6 +126,7 @@ impl Writer {
             tried: MemberSet::default(),
             late: MemberSet::default(),
             error: None,
+            patient: false,
             mark: Mark::default(),
         });
         if self.overtakes(key, self.waiting.len()) || !self.try_start(key) {
@@ -199,7 +202,11 @@ impl Writer {
         if !self.has_lease() {
             return false;
         }
-        let tried = self.requests[key].tried;
+        let GuestRequest { tried, patient, .. } = self.requests[key];
+        let (offset, len) = self.requests[key].range();
+        if patient && !self.unreadable_on(offset, len).is_empty() {
+            return false;
+        }
         let Some(member) = self.reader(tried) else { return false };
         self.send_read(key, member);
         true
@@ -233,15 +240,7 @@ impl Writer {
 
     fn start_write(&mut self, key: usize, operation: Operation, offset: u64, len: u64) {
         self.ranges.hold(offset, len);
-        self.writes += 1;
-        let marked = Row { written: self.view.number, intent: true };
-        let open = Open { in_flight: 0, written: self.writes };
-        for region in self.regions.touched(offset, len) {
-            self.rows[region.0 as usize] = marked;
-            let entry = self.open.entry(region).or_insert(open);
-            entry.in_flight += 1;
-            entry.written = self.writes;
-        }
+        self.mark(offset, len);
         let in_sync = self.in_sync();
         // Also one that was about to join and is lost: the stored view may call it in sync until the next one.
         let mut pending = self.owed();
@@ -261,6 +260,28 @@ impl Writer {
         let payload = if operation.has_payload() { Payload::Guest { lane, token } } else { Payload::None };
         for member in pending.without(self.lost()).iter() {
             self.issue(member, lane, Purpose::Guest(key), operation.request(), payload);
+        }
+    }
+
+    /// A write begins: the copies that get it will have intents for its regions.
+    pub(super) fn mark(&mut self, offset: u64, len: u64) {
+        self.writes += 1;
+        let marked = Row { written: self.view.number, intent: true };
+        let open = Open { in_flight: 0, written: self.writes };
+        for region in self.regions.touched(offset, len) {
+            self.rows[region.0 as usize] = marked;
+            let entry = self.open.entry(region).or_insert(open);
+            entry.in_flight += 1;
+            entry.written = self.writes;
+        }
+    }
+
+    /// A write has ended.
+    pub(super) fn unmark(&mut self, offset: u64, len: u64) {
+        for region in self.regions.touched(offset, len) {
+            if let Some(open) = self.open.get_mut(&region) {
+                open.in_flight -= 1;
+            }
         }
     }
 
@@ -313,9 +334,16 @@ impl Writer {
             Reply::Done | Reply::Data | Reply::Zeros => {}
             Reply::Failed(errno) if request.is_read() => {
                 request.tried.insert(member);
-                if others.without(request.tried).is_empty() {
+                let (offset, len) = request.range();
+                self.note_unreadable(member, errno, offset, len);
+                let request = &mut self.requests[key];
+                if others.without(request.tried).is_empty() && (request.patient || others.is_empty()) {
                     request.error = Some(errno);
                 } else {
+                    if others.without(request.tried).is_empty() {
+                        // Each may have what another cannot read.
+                        (request.patient, request.tried) = (true, MemberSet::default());
+                    }
                     request.state = State::Waiting;
                     self.waiting.push_front(key);
                     return;
@@ -465,11 +493,7 @@ impl Writer {
         if len > 0 {
             self.ranges.release(offset);
         }
-        for region in self.regions.touched(offset, len) {
-            if let Some(open) = self.open.get_mut(&region) {
-                open.in_flight -= 1;
-            }
-        }
+        self.unmark(offset, len);
     }
 
     fn end(&mut self, key: usize) {
@@ -479,7 +503,7 @@ impl Writer {
             self.release(request.mark);
         }
         if matches!(request.operation, Operation::Write { .. }) {
-            self.pace.wrote(self.now, request.asked);
+            self.note_write(request.asked);
         }
         self.actions.push(Action::Complete { lane: request.lane, token: request.token, result });
     }

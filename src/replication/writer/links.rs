@@ -93,6 +93,7 @@ impl Writer {
     fn link_down(&mut self, member: MemberIndex) {
         let now = self.now;
         let owed = self.owed().contains(member);
+        self.void_checks(member);
         let entry = self.member_mut(member);
         if matches!(entry.link, Link::Down { .. }) {
             return;
@@ -286,6 +287,7 @@ impl Writer {
     /// Ends the session with a member.
     fn cut(&mut self, member: MemberIndex) {
         let now = self.now;
+        self.void_checks(member);
         let entry = self.member_mut(member);
         if !matches!(entry.link, Link::Down { .. }) {
             let retry_at = entry.next_retry(now);
@@ -306,6 +308,9 @@ impl Writer {
             match purpose {
                 Purpose::Guest(key) => self.guest_unanswered(key, member),
                 Purpose::CopyRead(copy) | Purpose::CopyWrite(copy) => self.copy_lost(copy, member),
+                Purpose::Digest(check) | Purpose::HealRead(check) | Purpose::HealWrite(check) => {
+                    self.check_lost(check, member);
+                }
                 Purpose::Accept(_) => self.change_lost(member),
                 Purpose::ChangeFlush => self.change_lost(member),
                 Purpose::Settle => self.settling.end_one(),

@@ -15,6 +15,9 @@ pub struct MemberSet(u8);
 const _: () = assert!(MEMBERS_MAX <= u8::BITS as usize);
 
 impl MemberSet {
+    /// The set of none.
+    pub const EMPTY: MemberSet = MemberSet(0);
+
     /// The set of one.
     pub fn only(member: MemberIndex) -> Self {
         Self(1 << member.0)

@@ -24,6 +24,8 @@
 //! | `pace` | how fast members are sent what they lack |
 //! | `retain` | keeping what would be lost if every copy lost power at once |
 //! | `settle` | clearing intents of regions that have gone quiet |
+//! | `verify` | comparing the copies, and healing those that are wrong |
+//! | `round`, `verdict` | what is asked for and told of that; which copies are right |
 
 mod attach;
 mod change;
@@ -36,7 +38,10 @@ mod pace;
 mod ranges;
 mod reading;
 mod retain;
+mod round;
 mod settle;
+mod verdict;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -59,7 +64,10 @@ use pace::Pace;
 pub use pace::ResyncRate;
 use ranges::Ranges;
 use retain::Retained;
+pub use round::{Finding, NoRound, Outcome, Repair, Round, RoundPlan};
 use settle::{Settling, Sweep};
+pub use verify::CHECKS_MAX;
+use verify::Verification;
 
 /// Microseconds since some moment of whoever drives the writer. Never goes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,6 +106,8 @@ pub struct Settings {
     pub copy_chunk_bytes: u32,
     /// How many such pieces may be on their way.
     pub copies_in_flight_max: usize,
+    /// The least that is said of copies that differ: a multiple of the sector size, and a power of two.
+    pub verify_block_bytes: u32,
     /// How fast members are sent what they lack.
     pub resync_rate: ResyncRate,
 }
@@ -210,6 +220,21 @@ pub enum Action {
         /// Why not.
         result: Result<(), EditRefusal>,
     },
+    /// A copy in sync could not read these bytes. Whoever asked gets them from another one, and they will be looked at.
+    Unreadable {
+        /// Which.
+        member: MemberIndex,
+        /// First byte.
+        offset: u64,
+        /// How many.
+        len: u64,
+        /// The error number.
+        errno: i32,
+    },
+    /// Something is, or was, wrong with a copy in sync.
+    Found(Finding),
+    /// A round of [`Writer::verify`] has ended.
+    RoundEnded(Box<Round>),
     /// It is over: no request will be answered any more.
     Stop(StopReason),
 }
@@ -300,6 +325,7 @@ pub struct Writer {
     chunks: BTreeMap<u64, Chunk>,
     next_copy: u64,
     pace: Pace,
+    verification: Verification,
     actions: Vec<Action>,
 }
 
@@ -339,6 +365,10 @@ enum Purpose {
     Finish,
     Replay,
     ChangeFlush,
+    /// These are of checks.
+    Digest(u64),
+    HealRead(u64),
+    HealWrite(u64),
     Ping,
 }
 
@@ -393,6 +423,7 @@ impl Writer {
             jobs: Slab::new(),
             chunks: BTreeMap::new(),
             next_copy: 0,
+            verification: Verification::default(),
             actions: Vec::new(),
         };
         writer.claim();
@@ -428,7 +459,7 @@ impl Writer {
     pub fn in_flight(&self, member: MemberIndex) -> (usize, u64) {
         let mine = self.commands.iter().filter(|(_, command)| command.member == member);
         let bytes = mine.map(|(_, command)| match command.request {
-            Request::Write { len, .. } | Request::Read { len, .. } => u64::from(len),
+            Request::Write { len, .. } | Request::Read { len, .. } | Request::Digest { len, .. } => u64::from(len),
             _ => 0,
         });
         (self.member(member).outstanding, bytes.sum())
@@ -454,7 +485,7 @@ impl Writer {
         self.phase == Phase::Serving
             && self.change.is_none()
             && self.open.is_empty()
-            && self.commands.iter().all(|(_, command)| command.purpose == Purpose::Ping)
+            && self.commands.iter().all(|(_, command)| matches!(command.purpose, Purpose::Ping | Purpose::Digest(_)))
             && self.unreconciled.is_empty()
             && self.edit.is_none()
             && self
@@ -465,7 +496,17 @@ impl Writer {
     /// What it is doing, for whoever looks for a fault.
     pub fn describe(&self) -> impl std::fmt::Debug + '_ {
         let commands: Vec<_> = self.commands.iter().collect();
-        (&self.phase, &self.retained, &self.change, &self.members, commands, &self.open, &self.unreconciled, &self.jobs)
+        (
+            &self.phase,
+            &self.retained,
+            &self.change,
+            &self.members,
+            commands,
+            &self.open,
+            &self.unreconciled,
+            &self.jobs,
+            &self.verification,
+        )
     }
 
     /// Time has passed. To be called several times within each of the times in [`Settings`].
@@ -513,6 +554,9 @@ impl Writer {
             Purpose::Finish => self.finished(member, reply),
             Purpose::Replay => self.replayed(member, reply),
             Purpose::ChangeFlush => self.change_flushed(member, reply),
+            Purpose::Digest(check) => self.digested(check, member, reply),
+            Purpose::HealRead(check) => self.heal_read(check, member, reply),
+            Purpose::HealWrite(check) => self.heal_written(check, member, reply),
             Purpose::Late | Purpose::Ping => {}
         }
         self.settle_down();
@@ -529,6 +573,7 @@ impl Writer {
         self.announce_if_quiet();
         self.advance_members();
         self.pump_copies();
+        self.pump_checks();
         self.dispatch();
     }
 

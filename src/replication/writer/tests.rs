@@ -1,6 +1,7 @@
 //! The writer's rules one by one, among copies that do at once what they are asked unless a test says otherwise.
 
 mod reading;
+mod verify;
 
 use uuid::Uuid;
 
@@ -12,6 +13,17 @@ const REGION_BYTES: u64 = 4096;
 const LEASE_MS: u32 = 2_000;
 const TIMEOUT_US: u64 = 1_000_000;
 const SETTLE_US: u64 = 300_000;
+
+/// What is wrong with a block of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wrong {
+    Differs(u8),
+    Unreadable,
+}
+
+fn within(at: u64, (offset, len): (u64, u64)) -> bool {
+    (offset..offset + len).contains(&at)
+}
 
 /// A writer, and copies that are told apart by what they hold back.
 struct Bench {
@@ -30,6 +42,8 @@ struct Bench {
     held: fn(&Request) -> bool,
     held_back: Vec<(MemberIndex, u64)>,
     failing: fn(&Request) -> bool,
+    /// Copies that are wrong in these blocks until those are written, or cannot be read there.
+    wrong: Vec<(u8, u64, Wrong)>,
     seen: Vec<Action>,
 }
 
@@ -63,6 +77,7 @@ impl Bench {
             retained_bytes_max: 1 << 20,
             copy_chunk_bytes: REGION_BYTES as u32,
             copies_in_flight_max: 1,
+            verify_block_bytes: 512,
             resync_rate: ResyncRate::UNBOUNDED,
         };
         let me = WriterId { node: "host".parse().unwrap(), attachment: Uuid::nil() };
@@ -80,6 +95,7 @@ impl Bench {
             held: |_| false,
             held_back: Vec::new(),
             failing: |_| false,
+            wrong: Vec::new(),
             seen: Vec::new(),
         }
     }
@@ -122,9 +138,24 @@ impl Bench {
                     self.held_back.push((member, id));
                     return;
                 }
+                let range = match request {
+                    Request::Write { offset, len, .. } | Request::Read { offset, len } => (offset, u64::from(len)),
+                    Request::Digest { offset, len } => (offset, u64::from(len)),
+                    _ => (0, 0),
+                };
                 let reply = match request {
                     _ if (self.failing)(&request) => Reply::Failed(5),
+                    Request::Read { .. } | Request::Digest { .. }
+                        if self.is_wrong(member, range, |wrong| *wrong == Wrong::Unreadable) =>
+                    {
+                        Reply::Failed(5)
+                    }
                     Request::Read { .. } => Reply::Data,
+                    Request::Digest { .. } => Reply::DigestOf(self.digest(member, range)),
+                    Request::Write { .. } => {
+                        self.wrong.retain(|(other, at, _)| !(*other == member.0 && within(*at, range)));
+                        Reply::Done
+                    }
                     Request::Rows { .. } => Reply::Rows(self.other_rows.get(&member.0).unwrap_or(&self.rows).clone()),
                     _ => Reply::Done,
                 };
@@ -132,6 +163,23 @@ impl Bench {
             }
             _ => {}
         }
+    }
+
+    fn is_wrong(&self, member: MemberIndex, range: (u64, u64), how: impl Fn(&Wrong) -> bool) -> bool {
+        self.wrong.iter().any(|(other, at, wrong)| *other == member.0 && within(*at, range) && how(wrong))
+    }
+
+    fn digest(&self, member: MemberIndex, range: (u64, u64)) -> [u8; 32] {
+        let mut digest = [0; 32];
+        for (other, at, wrong) in &self.wrong {
+            if let Wrong::Differs(byte) = wrong
+                && *other == member.0
+                && within(*at, range)
+            {
+                digest[(*at / 512 % 32) as usize] = *byte;
+            }
+        }
+        digest
     }
 
     fn reply(&mut self, member: MemberIndex, id: u64, reply: Reply) {

@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::FileExt;
 
+use sha2::{Digest as _, Sha256};
+
 use super::*;
 use crate::replication::message::PAYLOAD_BYTES_MAX;
 
@@ -35,6 +37,8 @@ fn a_copy_is_made_and_serves_every_request() {
     let request = Request::Write { offset: 1 << 20, len: sparse.len() as u32, durable: true, sparse: true };
     assert_eq!(client.ask(&request, &sparse).0, Reply::Done);
     assert_eq!(client.read(1 << 20, sparse.len() as u32), sparse);
+    let digest = Reply::DigestOf(Sha256::digest(&sparse).into());
+    assert_eq!(client.reply(&Request::Digest { offset: 1 << 20, len: sparse.len() as u32 }), digest);
     assert_eq!(client.reply(&Request::Ping), Reply::Done);
 
     drop(client);
@@ -60,6 +64,8 @@ fn what_the_volume_cannot_have_is_answered_and_the_connection_goes_on() {
     assert_eq!(client.write(SIZE_BYTES - 512, &[1; 1024]), invalid, "beyond the end");
     assert_eq!(client.write(100, &[1; 512]), invalid, "not on a sector");
     assert_eq!(client.reply(&Request::Read { offset: SIZE_BYTES, len: 512 }), invalid);
+    assert_eq!(client.reply(&Request::Digest { offset: SIZE_BYTES - 512, len: 1024 }), invalid);
+    assert_eq!(client.reply(&Request::Digest { offset: 100, len: 512 }), invalid);
     assert_eq!(client.reply(&Request::Zero { offset: 0, len: SIZE_BYTES + 512, durable: false }), invalid);
     assert_eq!(client.reply(&Request::Rows { first: RegionIndex(1), count: REGIONS }), invalid);
     assert_eq!(client.reply(&Request::Settle(vec![(RegionIndex(REGIONS), ViewNumber(1))])), invalid);
@@ -73,6 +79,7 @@ fn what_the_volume_cannot_have_is_answered_and_the_connection_goes_on() {
     assert_eq!(client.accept(scene.view(2)), Reply::Done);
     client.view = ViewNumber(1);
     assert_eq!(client.write(0, &[1; 512]), Reply::Superseded(ViewNumber(2)));
+    assert_eq!(client.reply(&Request::Digest { offset: 0, len: 512 }), Reply::Superseded(ViewNumber(2)));
     client.view = ViewNumber(2);
     assert_eq!(client.read(0, 512), [0; 512]);
 }

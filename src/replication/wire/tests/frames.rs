@@ -111,6 +111,13 @@ pub(super) fn pinned() -> Vec<(&'static str, Frame, String)> {
                 .to_owned(),
         ),
         (
+            "digest",
+            Frame::Request(request(Request::Digest { offset: 1 << 40, len: 262144 })),
+            "0c 00 0000 04000000 0500000000000000 0807060504030201 0000000000010000 \
+                00000400"
+                .to_owned(),
+        ),
+        (
             "welcome",
             Frame::Answer(Answer::Welcome { version: ProtocolVersion::V1, welcome }),
             "81 00 0000 12000000 0400000000000000 0000000000000000 0000000000000000 \
@@ -163,6 +170,13 @@ pub(super) fn pinned() -> Vec<(&'static str, Frame, String)> {
             Frame::Answer(Answer::Description { version: ProtocolVersion::V1, superblock: b"{}\n".to_vec() }),
             "89 00 0000 05000000 0000000000000000 0000000000000000 0000000000000000 \
                 01007b7d0a"
+                .to_owned(),
+        ),
+        (
+            "digest-of",
+            reply(Reply::DigestOf([0x55; 32]), 0),
+            "8a 00 0000 20000000 0000000000000000 0807060504030201 0000000000000000 \
+                5555555555555555555555555555555555555555555555555555555555555555"
                 .to_owned(),
         ),
     ]
@@ -256,7 +270,8 @@ fn any_request() -> impl Strategy<Value = Request> {
         write,
         zero,
         Just(Request::Flush),
-        payload.prop_map(|(offset, len)| Request::Read { offset, len }),
+        payload.clone().prop_map(|(offset, len)| Request::Read { offset, len }),
+        payload.prop_map(|(offset, len)| Request::Digest { offset, len }),
         rows,
         prop::collection::vec((any::<u32>().prop_map(RegionIndex), any_number()), 0..100).prop_map(Request::Settle),
         Just(Request::Ping),
@@ -268,6 +283,7 @@ fn any_reply() -> impl Strategy<Value = (Reply, u32)> {
     let without_payload = prop_oneof![
         Just(Reply::Done),
         Just(Reply::Zeros),
+        any::<[u8; 32]>().prop_map(Reply::DigestOf),
         prop::collection::vec(row, 0..100).prop_map(Reply::Rows),
         (1..=4095).prop_map(Reply::Failed),
         any_number().prop_map(Reply::Superseded),
