@@ -243,6 +243,7 @@ pub fn end(world: &mut World) {
     let now = world.now;
     world.store.unreachable_until = 0;
     world.store.cut_off.clear();
+    world.store.deaf.clear();
     world.store.silent_until = 0;
     for node in &mut world.nodes {
         node.stalled_until = 0;

@@ -12,6 +12,8 @@ pub struct Store {
     /// Nodes that cannot reach it.
     pub cut_off: BTreeSet<usize>,
     pub silent_until: u64,
+    /// Nodes that hear nothing of what it has done.
+    pub deaf: BTreeSet<usize>,
 }
 
 impl Store {

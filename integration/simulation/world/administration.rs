@@ -77,8 +77,9 @@ impl World {
         if self.peace || here == leaving || rest.is_empty() || !self.random.chance(40) {
             return;
         }
-        self.store.silent_until = self.now + self.random.between(1_500_000, 4_000_000);
         let long = self.now + self.random.between(2_000_000, 5_000_000);
+        self.store.deaf.insert(here);
+        self.heal_at(long);
         if self.random.chance(50) {
             let kept: Vec<usize> = next.in_sync().map(|member| node_of(next, member)).collect();
             for node in kept.into_iter().filter(|&node| node != here) {
@@ -94,7 +95,6 @@ impl World {
         let heir = *self.random.pick(&rest);
         let soon = self.now + self.random.between(20_000, 300_000);
         self.attach_on_at(heir, soon);
-        self.heal_at(long);
     }
 
     /// Of the copies that are in sync in the view that a writer has stored, one is always left to go on with.

@@ -295,6 +295,7 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.cuts.clear();
         self.store.cut_off.clear();
+        self.store.deaf.clear();
         let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
         for id in ids {
             for to_writer in [false, true] {

@@ -281,7 +281,8 @@ impl World {
         self.check_regions();
         self.note(|| format!("store: {result:?} for {} by process {process}", next.number));
         if answer {
-            let silent = self.store.silent_until > self.now;
+            let is_deaf = node.is_some_and(|node| self.store.deaf.contains(&node));
+            let silent = is_deaf || self.store.silent_until > self.now;
             let result = if silent { Swapped::Unknown } else { result };
             let delay = self.random.delay(2_000);
             self.at(self.now + delay, Event::StoreAnswered { process, result });

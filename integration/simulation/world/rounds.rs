@@ -9,7 +9,7 @@ use sealblk::replication::message::Request;
 use sealblk::replication::view::MemberIndex;
 use sealblk::replication::writer::{Finding, Outcome, Payload, Repair, Round, RoundPlan, Time};
 
-use super::{Event, SECTOR_BYTES, World};
+use super::{Event, SECTOR_BYTES, World, node_of};
 use crate::disk::{Disk, Value, is_rot, rot};
 use crate::guest;
 
@@ -68,12 +68,14 @@ impl World {
             return;
         }
         let (start, count) = ((finding.offset / SECTOR_BYTES) as usize, (finding.len / SECTOR_BYTES) as usize);
+        let Some(process) = self.processes.get(&number) else { return };
+        let node = |member: MemberIndex| node_of(process.writer.view(), member);
         let about = finding.right.or(finding.wrong());
         let is_wrong =
             |disk: &Disk| !disk.is_readable(start, count) || disk.read(start, count).iter().any(|&value| is_rot(value));
-        let disks = about.iter().filter_map(|member| self.nodes[usize::from(member.0)].disk.as_ref());
+        let disks = about.iter().filter_map(|member| self.nodes[node(member)].disk.as_ref());
         // One that has failed a flush says nothing else until it is opened anew.
-        let has_failed = finding.unreadable.iter().any(|member| self.has_failed(usize::from(member.0)));
+        let has_failed = finding.unreadable.iter().any(|member| self.has_failed(node(member)));
         if !has_failed && !disks.into_iter().any(is_wrong) {
             self.fail(format!("process {number} says that equal copies differ: {finding:?}"));
         }
@@ -101,7 +103,8 @@ impl World {
             return;
         }
         for (sector, value) in made_up {
-            let in_sync = process.writer.view().in_sync().filter_map(|m| self.nodes[usize::from(m.0)].disk.as_ref());
+            let view = process.writer.view();
+            let in_sync = view.in_sync().filter_map(|member| self.nodes[node_of(view, member)].disk.as_ref());
             let readable: Vec<&Disk> = in_sync.filter(|disk| disk.is_readable(sector, 1)).collect();
             let same = readable.iter().filter(|disk| disk.read(sector, 1) == [value]).count();
             if same * 2 <= readable.len() {
@@ -115,9 +118,10 @@ impl World {
         let (Some((start, count)), Some(process)) = (request.read, self.processes.get(&number)) else { return };
         let writer = &process.writer;
         let able = writer.view().in_sync().find(|&member| {
-            let node = &self.nodes[usize::from(member.0)];
+            let number = node_of(writer.view(), member);
+            let node = &self.nodes[number];
             // One that has failed a flush says nothing else until it is opened anew.
-            let is_well = node.opened < request.began && !self.has_failed(usize::from(member.0));
+            let is_well = node.opened < request.began && !self.has_failed(number);
             let disk = node.disk.as_ref().filter(|_| is_well && writer.is_linked(member));
             disk.is_some_and(|disk| disk.was_readable(start, count, request.began))
         });
@@ -198,7 +202,8 @@ impl World {
 
     /// What no copy in sync can be read any more is made readable: nobody could ever be sent it.
     pub fn regain_lost(&mut self) {
-        let in_sync: Vec<usize> = self.store.view.in_sync().map(|member| usize::from(member.0)).collect();
+        let view = &self.store.view;
+        let in_sync: Vec<usize> = view.in_sync().map(|member| node_of(view, member)).collect();
         for sector in 0..self.scenario.sectors {
             let readable =
                 |node: &usize| self.nodes[*node].disk.as_ref().is_some_and(|disk| disk.is_readable(sector, 1));
