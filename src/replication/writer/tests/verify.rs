@@ -33,11 +33,12 @@ impl Bench {
     /// Who was sent a write that heals, and where.
     fn healing(&self) -> Vec<(u8, u64, u32, bool)> {
         let healing = self.seen.iter().filter_map(|action| match action {
-            Action::Send { member, request: Request::Write { offset, len, durable, .. }, payload, .. }
-                if matches!(payload, Payload::Copy(_)) =>
-            {
-                Some((member.0, *offset, *len, *durable))
-            }
+            Action::Send {
+                member,
+                request: Request::Write { offset, len, durable, .. },
+                payload: Payload::Copy(_),
+                ..
+            } => Some((member.0, *offset, *len, *durable)),
             _ => None,
         });
         healing.collect()
