@@ -385,7 +385,7 @@ fn images_that_do_not_fit_are_refused_before_anything_is_written() {
 #[test]
 fn wrong_usage_has_exit_status_2_and_one_line() {
     let bench = Bench::new();
-    let cases: [(&str, &[&str]); 17] = [
+    let cases: [(&str, &[&str]); 16] = [
         ("", &["subcommand", "volume"]),
         ("nonsense", &["nonsense"]),
         ("volume create disk", &["--size"]),
@@ -402,7 +402,6 @@ fn wrong_usage_has_exit_status_2_and_one_line() {
         ("serve --socket s --key file:key --id 11111111-1111-4111-8111-111111111111", &["--view"]),
         ("serve disk --socket s --key file:key --root copies", &["--volume", "--id"]),
         ("serve --socket s --key file:key --view file:views --id nonsense", &["nonsense", "--id"]),
-        ("volume status disk --socket s", &["--socket"]),
     ];
     for (arguments, parts) in cases {
         bench.fails(2, arguments, parts);
@@ -417,7 +416,9 @@ fn wrong_usage_has_exit_status_2_and_one_line() {
 #[test]
 fn a_socket_that_nobody_serves_without_a_copy_says_nothing_of_a_volume() {
     let bench = Bench::new();
-    bench.fails(1, "volume status --socket disk.sock", &["nobody serves", "disk.sock", "name its folder"]);
+    for command in ["status disk.sock", "verify disk.sock", "remove-member disk.sock node-a"] {
+        bench.fails(1, &format!("volume {command}"), &["nobody serves", "disk.sock", "name the folder"]);
+    }
 }
 
 #[test]

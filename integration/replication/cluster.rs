@@ -236,10 +236,15 @@ impl Cluster {
         Writer { process, socket }
     }
 
-    /// Runs `sealblk volume` on a node, over the copy there; what it prints, or what it fails with.
+    /// By what a process that serves the volume on a node is asked for: the copy there, or else the guest's socket.
+    fn place(&self, node: usize) -> PathBuf {
+        if node < self.replicas.len() { self.copy(node) } else { self.monitors[node].clone() }
+    }
+
+    /// Runs `sealblk volume` on a node, about the volume that is served there; what it prints, or what it fails with.
     pub fn volume(&self, node: usize, subcommand: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = self.command(node, "volume");
-        let output = command.arg(subcommand).arg(self.copy(node)).args(arguments).output().expect("running sealblk");
+        let output = command.arg(subcommand).arg(self.place(node)).args(arguments).output().expect("running sealblk");
         let text = |bytes| String::from_utf8(bytes).expect("text");
         if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
     }
@@ -258,11 +263,7 @@ impl Cluster {
     /// The command that says how the volume stands, as a node knows it.
     pub fn ask_for_status(&self, node: usize) -> Command {
         let mut command = self.command(node, "volume");
-        command.arg("status");
-        match node < self.replicas.len() {
-            true => command.arg(self.copy(node)),
-            false => command.arg("--socket").arg(&self.monitors[node]),
-        };
+        command.arg("status").arg(self.place(node));
         command
     }
 
@@ -279,7 +280,7 @@ impl Cluster {
     /// A comparison of the copies by the writer on a node.
     pub fn verify(&self, node: usize, arguments: &[&str]) -> Command {
         let mut command = self.command(node, "volume");
-        command.args(["verify", "--json"]).args(arguments).arg(self.copy(node));
+        command.args(["verify", "--json"]).args(arguments).arg(self.place(node));
         command
     }
 

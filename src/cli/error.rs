@@ -161,18 +161,18 @@ pub enum CliError {
         dir: PathBuf,
     },
     /// The copies of a volume cannot be compared.
-    #[error("cannot compare the copies of volume {}: {source}", .dir.display())]
+    #[error("cannot compare the copies of volume {}: {source}", .place.display())]
     Verify {
-        /// The copy's folder.
-        dir: PathBuf,
+        /// The copy's folder, or the monitor's socket.
+        place: PathBuf,
         /// Why.
         source: io::Error,
     },
     /// The copies of a volume are not, or not known to be, equal.
-    #[error("the copies of volume {} are not known to be equal: {what}", .dir.display())]
+    #[error("the copies of volume {} are not known to be equal: {what}", .place.display())]
     NotEqual {
-        /// The copy's folder.
-        dir: PathBuf,
+        /// The copy's folder, or the monitor's socket.
+        place: PathBuf,
         /// What is left.
         what: String,
     },
@@ -186,21 +186,21 @@ pub enum CliError {
         dir: PathBuf,
     },
     /// Nobody says how a volume stands.
-    #[error("cannot ask how volume {} stands: {source}: check that its process answers", .dir.display())]
+    #[error("cannot ask how volume {} stands: {source}: check that its process answers", .place.display())]
     Status {
-        /// The copy's folder.
-        dir: PathBuf,
+        /// The copy's folder, or the monitor's socket.
+        place: PathBuf,
         /// Why.
         source: io::Error,
     },
-    /// Nobody serves a volume without a copy to that socket.
+    /// There is neither a copy nor a process that serves a volume without one.
     #[error(
-        "nobody serves a volume without a copy to {}: where there is one on this node, name its folder",
-        .socket.display()
+        "{} is no folder, and nobody serves a volume without a copy to a socket of that name: name the folder of the copy on this node, or the socket that `serve` was given",
+        .place.display()
     )]
     NobodyServes {
-        /// The monitor's socket.
-        socket: PathBuf,
+        /// What was named.
+        place: PathBuf,
     },
     /// Members can be changed only by the process that serves the volume.
     #[error(
@@ -212,10 +212,10 @@ pub enum CliError {
         dir: PathBuf,
     },
     /// Members are not changed.
-    #[error("the members of volume {} are not changed: {reason}", .dir.display())]
+    #[error("the members of volume {} are not changed: {reason}", .place.display())]
     Members {
-        /// The copy's folder.
-        dir: PathBuf,
+        /// The copy's folder, or the monitor's socket.
+        place: PathBuf,
         /// Why, as the process that serves it says.
         reason: String,
     },

@@ -56,6 +56,31 @@ fn new_model() -> Model {
 }
 
 #[test]
+fn members_change_and_copies_are_compared_where_there_is_none() {
+    let (spare, home) = (3, 4);
+    let mut cluster = Cluster::start(&Plan { spares: 1, ..PLAN });
+    let writer = cluster.serve(home, &[]);
+    cluster.await_in_sync(home);
+    let load = Load::start(&writer.socket, new_model(), Manner::usual(79));
+    load.await_progress(300);
+    let said = cluster.volume(home, "move", &[&name(1), &cluster.member(spare)]).unwrap();
+    assert!(said.contains("the copy of node node-b is on node node-d now"), "{said}");
+    load.await_progress(300);
+    let output = cluster.verify(home, &[]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains(r#""outcome""#), "{said}");
+    let said = cluster.volume(home, "remove-member", &[&name(1)]).unwrap_err();
+    assert!(said.contains("node node-b is not a member"), "{said}");
+    load.finish();
+    writer.process.terminate();
+    cluster.assert_equal_with(&[2, spare]);
+
+    // Now that nobody serves it.
+    let said = cluster.volume(home, "remove-member", &[&name(2)]).unwrap_err();
+    assert!(said.contains("nobody serves a volume without a copy"), "{said}");
+}
+
+#[test]
 fn losing_the_copy_that_reads_come_from_costs_the_guest_no_error() {
     let mut scene = Scene::new(Manner { seed: 70, depth: 4, reads: 80 });
     // Whichever a read is under way to, it is lost in its turn.

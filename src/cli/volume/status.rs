@@ -14,22 +14,19 @@ use crate::cli::view_args::{in_cluster, volume_name};
 use crate::cli::{CliError, output, size};
 use crate::coordination::kubernetes::VolumeName;
 use crate::replication::copy::recorded_view;
+use crate::replication::primary::ask;
 use crate::replication::primary::status::{CopyState, MemberStatus, Status};
-use crate::replication::primary::{ask, ask_beside};
 use crate::store::{Access, Store};
 
 /// Which volume, and how to show it.
 #[derive(Args)]
 pub struct StatusArgs {
-    /// Folder of the copy on this node
-    #[arg(required_unless_present_any = ["volume", "socket"])]
-    dir: Option<PathBuf>,
-    /// A volume that is served on this node without a copy: the socket that `serve` listens on for the virtual
-    /// machine's monitor
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["dir", "volume"])]
-    socket: Option<PathBuf>,
+    /// Folder of the copy on this node; or of a volume that is served here without a copy, the socket that `serve`
+    /// listens on for the virtual machine's monitor
+    #[arg(value_name = "PLACE", required_unless_present = "volume")]
+    place: Option<PathBuf>,
     /// A volume of a cluster, as its Volume there says that it stands: kubernetes:NAMESPACE/NAME
-    #[arg(long, value_name = "VOLUME", value_parser = volume_name, conflicts_with_all = ["dir", "watch"])]
+    #[arg(long, value_name = "VOLUME", value_parser = volume_name, conflicts_with_all = ["place", "watch"])]
     volume: Option<VolumeName>,
     #[command(flatten)]
     cluster: ClusterArgs,
@@ -80,21 +77,20 @@ fn look(args: &StatusArgs) -> Result<(Status, Teller), CliError> {
         let view = view.ok_or_else(|| CliError::NotMade { volume: name.clone() })?;
         return Ok((Status::of_record(&view, spec.size.0), Teller::View));
     }
-    if let Some(socket) = &args.socket {
-        let asked = ask_beside(socket).map_err(|source| CliError::Status { dir: socket.clone(), source })?;
-        let status = asked.ok_or_else(|| CliError::NobodyServes { socket: socket.clone() })?;
+    let Some(place) = &args.place else { return Err(CliError::Usage("give the folder of the copy".to_owned())) };
+    let ask = || ask(place).map_err(|source| CliError::Status { place: place.clone(), source });
+    if !place.is_dir() {
+        let status = ask()?.ok_or_else(|| CliError::NobodyServes { place: place.clone() })?;
         return Ok((status, Teller::Writer));
     }
-    let Some(dir) = &args.dir else { return Err(CliError::Usage("give the folder of the copy".to_owned())) };
-    let failed = |source| CliError::Status { dir: dir.clone(), source };
-    let store = Store::open(dir, Access::Inspect)?;
-    if let Some(status) = ask(dir).map_err(failed)? {
+    let store = Store::open(place, Access::Inspect)?;
+    if let Some(status) = ask()? {
         return Ok((status, Teller::Writer));
     }
     let superblock = store.superblock();
-    match recorded_view(dir, superblock.id)? {
+    match recorded_view(place, superblock.id)? {
         Some(view) => Ok((Status::of_record(&view, superblock.size_bytes), Teller::Copy)),
-        None => Err(CliError::NotReplicated { dir: dir.clone() }),
+        None => Err(CliError::NotReplicated { dir: place.clone() }),
     }
 }
 

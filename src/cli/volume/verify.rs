@@ -16,8 +16,10 @@ use crate::store::{Access, Store};
 /// Which volume, and what to do about copies that differ.
 #[derive(Args)]
 pub struct VerifyArgs {
-    /// Folder of the copy on this node, where the volume must be served
-    dir: PathBuf,
+    /// Folder of the copy on this node, where the volume must be served; if it has none here, the socket that `serve`
+    /// listens on for the virtual machine's monitor
+    #[arg(value_name = "PLACE")]
+    place: PathBuf,
     /// Heal copies that differ from what more than half of the copies in sync have, or that cannot be read
     #[arg(long)]
     repair: bool,
@@ -33,8 +35,8 @@ pub struct VerifyArgs {
 }
 
 pub fn run(args: &VerifyArgs) -> Result<(), CliError> {
-    let dir = &args.dir;
-    let volume = Store::open(dir, Access::Inspect)?.superblock().id;
+    let place = &args.place;
+    let copy = if place.is_dir() { Some(Store::open(place, Access::Inspect)?.superblock().id) } else { None };
     let request =
         VerifyRequest { repair: args.repair, trust: args.trust.as_ref().map(NodeName::to_string), rate: args.rate };
     // Shows itself only on a terminal.
@@ -44,7 +46,7 @@ pub fn run(args: &VerifyArgs) -> Result<(), CliError> {
     bar.set_style(style.expect("the template is constant"));
     let mut last = None;
     let mut failed = Ok(());
-    let asked = verify(dir, request, |line| {
+    let asked = verify(place, request, |line| {
         match &line {
             VerifyLine::Progress { position, size } => {
                 bar.set_length(*size);
@@ -65,15 +67,18 @@ pub fn run(args: &VerifyArgs) -> Result<(), CliError> {
     });
     bar.finish_and_clear();
     failed?;
-    if asked.map_err(|source| CliError::Verify { dir: dir.clone(), source })?.is_none() {
-        let is_replicated = recorded_view(dir, volume)?.is_some();
-        let dir = dir.clone();
-        return Err(if is_replicated { CliError::NotServed { dir } } else { CliError::NotReplicated { dir } });
+    if asked.map_err(|source| CliError::Verify { place: place.clone(), source })?.is_none() {
+        let dir = place.clone();
+        return Err(match copy {
+            None => CliError::NobodyServes { place: dir },
+            Some(volume) if recorded_view(place, volume)?.is_some() => CliError::NotServed { dir },
+            Some(_) => CliError::NotReplicated { dir },
+        });
     }
     match last {
         Some(VerifyLine::Outcome(outcome)) => conclude(args, &outcome),
-        Some(VerifyLine::Refused(why)) => Err(CliError::Verify { dir: dir.clone(), source: io::Error::other(why) }),
-        _ => Err(CliError::Verify { dir: dir.clone(), source: io::ErrorKind::UnexpectedEof.into() }),
+        Some(VerifyLine::Refused(why)) => Err(CliError::Verify { place: place.clone(), source: io::Error::other(why) }),
+        _ => Err(CliError::Verify { place: place.clone(), source: io::ErrorKind::UnexpectedEof.into() }),
     }
 }
 
@@ -83,7 +88,7 @@ fn conclude(args: &VerifyArgs, outcome: &VerifyOutcome) -> Result<(), CliError> 
     }
     match outcome.is_equal() {
         true => Ok(()),
-        false => Err(CliError::NotEqual { dir: args.dir.clone(), what: what_is_left(outcome) }),
+        false => Err(CliError::NotEqual { place: args.place.clone(), what: what_is_left(outcome) }),
     }
 }
 

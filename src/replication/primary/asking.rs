@@ -1,4 +1,7 @@
 //! Asking the process that serves a volume on this machine: the other end of [`report`](super::report).
+//!
+//! Which process is said by a **place**: the folder of the copy that it serves, or, where it has none, the socket of
+//! the guest's monitor.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
@@ -12,47 +15,36 @@ use super::request::{Outcome, OwnerRequest, Refused, VerifyLine, VerifyRequest};
 use super::status::Status;
 use crate::store::connect_to_owner;
 
-/// Asks the process that serves the copy in `dir` how its volume stands; none if nobody serves it.
+/// Asks the process at a place how its volume stands; none if nobody serves one there.
 ///
 /// # Errors
 ///
 /// What the operating system says; also for an answer that is none.
-pub fn ask(dir: &Path) -> io::Result<Option<Status>> {
-    converse(dir, SOCKET_FILE, &OwnerRequest::Status, TIMEOUT)
+pub fn ask(place: &Path) -> io::Result<Option<Status>> {
+    converse(place, &OwnerRequest::Status, TIMEOUT)
 }
 
-/// Asks the process that serves a volume without a copy to the guest's monitor at `socket`; none if nobody does.
+/// Has the process at a place change something; how that ended, or none if nobody serves a volume there.
 ///
 /// # Errors
 ///
 /// As those of [`ask`].
-pub fn ask_beside(socket: &Path) -> io::Result<Option<Status>> {
-    let (dir, name) = beside(socket)?;
-    converse(&dir, &name, &OwnerRequest::Status, TIMEOUT)
+pub fn order(place: &Path, request: &OwnerRequest) -> io::Result<Option<Outcome>> {
+    converse(place, request, ORDER_TIMEOUT)
 }
 
-/// Has the process that serves the copy in `dir` change something; how that ended, or none if nobody serves it.
-///
-/// # Errors
-///
-/// As those of [`ask`].
-pub fn order(dir: &Path, request: &OwnerRequest) -> io::Result<Option<Outcome>> {
-    converse(dir, SOCKET_FILE, request, ORDER_TIMEOUT)
-}
-
-/// Asks the process that serves the copy in `dir` to compare the copies of its volume, and hears what comes of it; none
-/// if nobody serves it. It ends when the outcome is told, or nobody listens.
+/// Asks the process at a place to compare the copies of its volume, and hears what comes of it; none if nobody serves
+/// one there. It ends when the outcome is told, or nobody listens.
 ///
 /// # Errors
 ///
 /// As those of [`ask`], and those of `hear`.
 pub fn verify(
-    dir: &Path,
+    place: &Path,
     request: VerifyRequest,
     mut hear: impl FnMut(VerifyLine) -> io::Result<()>,
 ) -> io::Result<Option<()>> {
-    let sent = send(dir, SOCKET_FILE, &OwnerRequest::Verify(request), LINE_TIMEOUT)?;
-    let Some(stream) = sent else { return Ok(None) };
+    let Some(stream) = send(place, &OwnerRequest::Verify(request), LINE_TIMEOUT)? else { return Ok(None) };
     let mut reader = BufReader::new(&stream);
     loop {
         let line: VerifyLine = read_line(&mut reader)?;
@@ -65,18 +57,19 @@ pub fn verify(
 }
 
 /// Asks for one thing that has an answer of one line.
-fn converse<T: DeserializeOwned>(
-    dir: &Path,
-    name: &str,
-    request: &OwnerRequest,
-    timeout: Duration,
-) -> io::Result<Option<T>> {
-    let Some(stream) = send(dir, name, request, timeout)? else { return Ok(None) };
+fn converse<T: DeserializeOwned>(place: &Path, request: &OwnerRequest, timeout: Duration) -> io::Result<Option<T>> {
+    let Some(stream) = send(place, request, timeout)? else { return Ok(None) };
     read_line(&mut BufReader::new(&stream)).map(Some)
 }
 
-fn send(dir: &Path, name: &str, request: &OwnerRequest, timeout: Duration) -> io::Result<Option<UnixStream>> {
-    let stream = match connect_to_owner(dir, name) {
+fn send(place: &Path, request: &OwnerRequest, timeout: Duration) -> io::Result<Option<UnixStream>> {
+    let connected = if place.is_dir() {
+        connect_to_owner(place, SOCKET_FILE)
+    } else {
+        let (dir, name) = beside(place)?;
+        connect_to_owner(&dir, &name)
+    };
+    let stream = match connected {
         Err(error) if is_nobody(&error) => return Ok(None),
         stream => stream?,
     };

@@ -70,7 +70,7 @@ use crate::crypto::derive::WriterKey;
 use crate::io::{Engine, Kind};
 use crate::store::Superblock;
 use crate::tls::Reloading;
-pub use asking::{ask, ask_beside, order, verify};
+pub use asking::{ask, order, verify};
 use calls::Caller;
 use control::Control;
 use engine::ReplicatedEngine;

@@ -196,7 +196,7 @@ const RATE_DEFAULT: u64 = 1 << 30;
 
 #[cfg(test)]
 mod tests {
-    use super::super::asking::ask_beside;
+    use super::super::asking::ask;
     use super::*;
 
     #[test]
@@ -210,7 +210,7 @@ mod tests {
     fn one_that_somebody_listens_on_is_left_alone_and_a_dead_one_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("disk.sock");
-        assert!(ask_beside(&socket).unwrap().is_none());
+        assert!(ask(&socket).unwrap().is_none());
         let reporter = Reporter::listen_beside(&socket).unwrap();
         let second = Reporter::listen_beside(&socket).map(drop).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         // As a process leaves it that is killed.
         drop(listen_as_owner(folder.path(), "disk.sock.writer").unwrap());
-        assert!(ask_beside(&socket).unwrap().is_none(), "nobody listens there any more");
+        assert!(ask(&socket).unwrap().is_none(), "nobody listens there any more");
         Reporter::listen_beside(&socket).unwrap();
     }
 }
