@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::process::Process;
-use crate::support::cluster::Cluster;
+use crate::support::cluster::{Cluster, Request};
 use crate::support::volume::SEALBLK;
 
 /// What is dropped first is stopped first.
@@ -154,6 +154,26 @@ impl Scene {
         heads.zip(values).collect()
     }
 
+    /// Waits until the volume's events, oldest first, have these reasons among them, in this order.
+    pub fn await_events(&self, reasons: &[&str]) {
+        let get = ["-n", &self.namespace, "get", "events", "-o", "json"];
+        let version = |event: &Value| event["metadata"]["resourceVersion"].as_str().map(str::parse::<u64>);
+        let deadline = Instant::now() + LONG;
+        loop {
+            let list: Value = serde_json::from_str(&self.cluster.kubectl(&get)).expect("a list");
+            let mut events = list["items"].as_array().expect("events").clone();
+            events.sort_by_key(|event| version(event).expect("a version").expect("a number"));
+            assert!(events.iter().all(|event| event["involvedObject"]["name"] == VOLUME), "{events:#?}");
+            let told: Vec<&str> = events.iter().filter_map(|event| event["reason"].as_str()).collect();
+            let mut rest = told.iter();
+            if reasons.iter().all(|reason| rest.any(|other| other == reason)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not {reasons:?}: {told:?}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Waits until a column of `kubectl get volumes` says something.
     pub fn await_column(&self, head: &str, value: &str) {
         let deadline = Instant::now() + LONG;
@@ -177,16 +197,16 @@ impl Scene {
         self.object()["status"]["view"]["number"].as_u64().expect("a number")
     }
 
-    /// How many requests the nodes have made.
+    /// How many requests the nodes have made, without those that tell events.
     pub fn asked(&self) -> usize {
-        let user = "system:serviceaccount:sealblk-system:sealblk-node";
-        self.cluster.requests().iter().filter(|request| request.user == user).count()
+        self.requests().len()
     }
 
-    /// What the nodes asked for and how it ended.
+    /// What the nodes asked for and how it ended. Events are told whenever there is time.
     pub fn requests(&self) -> Vec<String> {
         let user = "system:serviceaccount:sealblk-system:sealblk-node";
-        let requests = self.cluster.requests().into_iter().filter(|request| request.user == user);
+        let is_meant = |request: &Request| request.user == user && !request.uri.contains("/events");
+        let requests = self.cluster.requests().into_iter().filter(is_meant);
         requests.map(|request| format!("{} {} {}", request.verb, request.uri, request.status)).collect()
     }
 

@@ -47,6 +47,7 @@ fn a_volume_is_attached_by_its_name_and_kubectl_shows_how_it_stands() {
 
     scene.start_replica(2);
     scene.await_column("IN-SYNC", "3/3");
+    scene.await_events(&["Attached", "CopyLost", "ResyncStarted", "CopyInSync"]);
     // While nothing changes nobody asks the API server for anything.
     let rested = (0..RESTS_MAX).any(|_| {
         let (view, before) = (scene.view_number(), scene.asked());

@@ -6,6 +6,7 @@
 //! | `spec` | what somebody wants a volume to be |
 //! | `status` | its view, and what people look for |
 //! | `object` | getting the object, and changing it |
+//! | `events` | what `kubectl describe` tells of changes |
 //!
 //! A change is a compare-and-swap by the object's resource version: the object is read, its view compared with
 //! the one that is to be replaced, and the status patched on condition that nobody has changed the object since.
@@ -19,6 +20,7 @@
 //! So what this process has seen once it holds against all that it reads later: the same object, and a number
 //! that never goes down.
 
+mod events;
 mod name;
 mod object;
 mod spec;
@@ -30,6 +32,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::jiff::Timestamp;
 use uuid::Uuid;
 
+use events::Events;
 pub use name::{VolumeName, VolumeNameError};
 pub use object::AccessError;
 use object::{Conversation, Object};
@@ -62,6 +65,7 @@ pub struct KubernetesViews {
     seen: Option<(String, ViewNumber)>,
     failures: u32,
     not_before: Option<Instant>,
+    events: Events,
 }
 
 impl ClusterVolume {
@@ -138,7 +142,7 @@ impl ClusterVolume {
 impl KubernetesViews {
     /// The view of `volume`, which is this one of a cluster.
     pub fn new(at: ClusterVolume, volume: Uuid) -> KubernetesViews {
-        KubernetesViews { at, volume, seen: None, failures: 0, not_before: None }
+        KubernetesViews { at, volume, seen: None, failures: 0, not_before: None, events: Events::default() }
     }
 
     /// Puts `next` in the place of the view of this number, or of none.
@@ -152,9 +156,9 @@ impl KubernetesViews {
             for _ in 0..TRIES_MAX {
                 let object = conversation.get().await.map_err(|error| self.failed(error))?;
                 let (status, stored) = self.examine(&object)?;
-                match stored {
-                    Some(stored) if current.is_none_or(|current| stored.number != current) => {
-                        return Ok(Swap::Conflict(stored));
+                match &stored {
+                    Some(actual) if current.is_none_or(|current| actual.number != current) => {
+                        return Ok(Swap::Conflict(actual.clone()));
                     }
                     None if current.is_some() => return Err(ViewStoreError::NotFound { place: at.place() }),
                     _ => {}
@@ -162,7 +166,10 @@ impl KubernetesViews {
                 let status = status.next(next, object.generation, Timestamp::now());
                 match conversation.replace_status(&object, &status).await {
                     // A server whose definition lacks a field has dropped it.
-                    Ok(changed) if self.examine(&changed)?.1.as_ref() == Some(next) => return Ok(Swap::Stored),
+                    Ok(changed) if self.examine(&changed)?.1.as_ref() == Some(next) => {
+                        self.events.tell(&at, &object.uid, stored, next);
+                        return Ok(Swap::Stored);
+                    }
                     Ok(_) => {
                         let what = "the server keeps less than it is given: apply the manifests of this version";
                         return Err(at.damaged(RecordDamage::Field { what: what.to_owned() }));
