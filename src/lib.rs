@@ -14,7 +14,7 @@
 //! | 3 | [`volume`] | plaintext above, ciphertext below: encrypt, decrypt, holes, discard |
 //! | 3 | [`keys`] | where keys come from: files, the Secret format, the cluster |
 //! | 2 | [`replication`] | one volume on many nodes: views, writer, replica, resync |
-//! | 2 | [`coordination`] | the home of a view, which changes by compare-and-swap: a folder, a cluster |
+//! | 2 | [`coordination`] | the home of a view, which changes by compare-and-swap: a folder, an etcd, a cluster |
 //! | 1 | [`store`] | one copy on one disk: superblock, data file, region table, lock |
 //! | 0 | [`io`], [`crypto`], [`tls`], [`kubernetes`] | engines, ciphers and clients that know nothing of the rest |
 
