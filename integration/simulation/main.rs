@@ -111,5 +111,5 @@ const EVENTFUL_SEEDS: u64 = 100;
 /// Seeds that found something once, when the code was another.
 const REGRESSIONS: &[u64] = &[
     7, 11, 14, 27, 72, 79, 118, 190, 260, 316, 336, 429, 655, 786, 1220, 1463, 1701, 1864, 3170, 6714, 7511, 8661,
-    14698, 19955, 20408, 84145,
+    14698, 14714, 19955, 20408, 84145,
 ];

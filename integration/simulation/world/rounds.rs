@@ -120,8 +120,9 @@ impl World {
         let able = writer.view().in_sync().find(|&member| {
             let number = node_of(writer.view(), member);
             let node = &self.nodes[number];
-            // One that has failed a flush says nothing else until it is opened anew.
-            let is_well = node.opened < request.began && !self.has_failed(number);
+            // One that has failed a flush says nothing else until it is opened anew, and of one that was closed since it
+            // is not known whether it had.
+            let is_well = node.holder.is_some() && node.opened < request.began && !self.has_failed(number);
             let disk = node.disk.as_ref().filter(|_| is_well && writer.is_linked(member));
             disk.is_some_and(|disk| disk.was_readable(start, count, request.began))
         });
