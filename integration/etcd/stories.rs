@@ -1,8 +1,5 @@
 //! What a volume does while its etcd is well, and while it is away.
 
-use std::thread;
-use std::time::{Duration, Instant};
-
 use crate::model::{BLOCK, Model};
 use crate::scene::{LONG, Scene};
 use crate::workload::{Load, Manner};
@@ -35,15 +32,8 @@ fn while_etcd_is_away_io_goes_on_and_waits_when_a_node_is_lost() {
     load.await_progress(1000);
     scene.kill_replica(2);
     writer.process.await_line("the view cannot be changed");
-    // No write is acknowledged that the lost copy lacks, so the guest comes to a stop.
-    let (mut ended, mut since, deadline) = (load.ended(), Instant::now(), Instant::now() + LONG);
-    while since.elapsed() < STANDSTILL {
-        assert!(Instant::now() < deadline, "writes go on without the view");
-        thread::sleep(Duration::from_millis(50));
-        if load.ended() != ended {
-            (ended, since) = (load.ended(), Instant::now());
-        }
-    }
+    // No write is acknowledged that the lost copy lacks.
+    load.await_standstill("a copy is lost and the view cannot be changed");
     scene.start_etcd();
     load.await_progress(500);
     scene.await_in_sync(0, 2);
@@ -55,5 +45,3 @@ fn while_etcd_is_away_io_goes_on_and_waits_when_a_node_is_lost() {
 }
 
 const BLOCKS: usize = (64 << 20) / BLOCK;
-/// For how long nothing ends when nothing can.
-const STANDSTILL: Duration = Duration::from_secs(2);

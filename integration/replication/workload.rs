@@ -83,6 +83,20 @@ impl Load {
         }
     }
 
+    /// Waits until nothing has ended for a while, as where a write waits that everything else waits for.
+    // Of the programs that share this, those need it that take the view away.
+    #[allow(dead_code)]
+    pub fn await_standstill(&self, what: &str) {
+        let (mut ended, mut since, deadline) = (self.ended(), Instant::now(), Instant::now() + PATIENCE);
+        while since.elapsed() < STANDSTILL {
+            assert!(Instant::now() < deadline, "requests go on to end: {what}");
+            thread::sleep(LOOK);
+            if self.ended() != ended {
+                (ended, since) = (self.ended(), Instant::now());
+            }
+        }
+    }
+
     /// The longest that a request has taken, or has been waiting, since this was asked last.
     pub fn longest(&self) -> Duration {
         Duration::from_micros(self.shared.longest_us.swap(0, Ordering::AcqRel))
@@ -339,3 +353,5 @@ const BYTES_MAX: usize = BLOCKS_MAX * BLOCK;
 const LOOK: Duration = Duration::from_millis(20);
 /// Longer than anything that a guest may have to wait for here.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long nothing has to end before that counts as standing still.
+const STANDSTILL: Duration = Duration::from_secs(2);

@@ -60,6 +60,10 @@ fn many_volumes_ask_for_little_together() {
     tell("the loss of a node, all its volumes at once", &times, began.elapsed(), asked(&cluster) - before);
     assert_eq!(asked(&cluster) - before, hit.len() * LOSS_REQUESTS);
 
+    let text = cluster.kubectl(&["-n", &namespace, "get", "volumes.sealblk.io", "disk-0", "-o", "json"]);
+    let object: serde_json::Value = serde_json::from_str(&text).expect("a Volume");
+    println!("a Volume with three members takes {} bytes", object.to_string().len());
+
     let before = asked(&cluster);
     thread::sleep(REST);
     assert_eq!(asked(&cluster), before, "at rest nobody asks for anything");

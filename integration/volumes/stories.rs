@@ -197,15 +197,8 @@ fn without_api_server(away: impl Fn(&Cluster), back: impl Fn(&Cluster)) {
     load.await_progress(1000);
     scene.kill_replica(2);
     writer.process.await_line("the view cannot be changed");
-    // No write is acknowledged that the lost copy lacks, so the guest comes to a stop.
-    let (mut ended, mut since, deadline) = (load.ended(), Instant::now(), Instant::now() + LONG);
-    while since.elapsed() < STANDSTILL {
-        assert!(Instant::now() < deadline, "writes go on without the view");
-        thread::sleep(Duration::from_millis(50));
-        if load.ended() != ended {
-            (ended, since) = (load.ended(), Instant::now());
-        }
-    }
+    // No write is acknowledged that the lost copy lacks.
+    load.await_standstill("a copy is lost and the view cannot be changed");
     back(&scene.cluster);
     load.await_progress(500);
     scene.await_column("IN-SYNC", "2/3");
@@ -290,5 +283,3 @@ fn a_server_that_does_not_know_the_rules_leaves_them_out() {
 
 /// How often a time without a change of the view is looked for.
 const RESTS_MAX: usize = 10;
-/// How long the guest has to stand still before it counts as waiting.
-const STANDSTILL: Duration = Duration::from_secs(2);
