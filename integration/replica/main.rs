@@ -69,6 +69,9 @@ fn what_it_cannot_start_with_is_said_in_one_line() {
     fails(cluster.command("127.0.0.1:0"), 1, &["another replica", "copies", "stop that one first"]);
     assert_eq!(node.terminate().0.code(), Some(0));
 
+    let mut other = cluster.command("127.0.0.1:0");
+    other.args(["--node", "node-z"]);
+    fails(other, 1, &["certificate is of node-b", "node node-z", "of its own name"]);
     let mut without = cluster.command("127.0.0.1:0");
     without.args(["--tls-crl", "nothing.pem"]);
     fails(without, 1, &["nothing.pem", "No such file"]);
@@ -77,6 +80,24 @@ fn what_it_cannot_start_with_is_said_in_one_line() {
     fails(cluster.command("127.0.0.1:0"), 1, &[certificate.to_str().unwrap()]);
     std::fs::copy(cluster.files("node-a").cert, &certificate).unwrap();
     fails(cluster.command("127.0.0.1:0"), 1, &[certificate.to_str().unwrap(), "key"]);
+}
+
+#[test]
+fn its_state_can_be_asked_for_where_it_runs_and_nowhere_else() {
+    let cluster = Cluster::new();
+    fails(cluster.status(&[]), 1, &["no replica has its copies in", "copies", "--root"]);
+    let node = Node::start(&cluster);
+    let output = cluster.status(&["--ready"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((lines[0], lines[2]), ("node          node-b", "copies        0 in use"));
+    assert!(lines[1].starts_with("certificate   good for ") && lines.len() == 3, "{text}");
+    let mut both = cluster.status(&[]);
+    both.args(["--listen", "127.0.0.1:0"]);
+    fails(both, 2, &["--listen"]);
+    assert_eq!(node.terminate().0.code(), Some(0));
+    fails(cluster.status(&[]), 1, &["no replica has its copies in"]);
 }
 
 /// Runs a command that must fail with this status and one line that has all of `parts`.

@@ -54,6 +54,13 @@ impl Cluster {
         command.stdin(Stdio::null()).current_dir(self.path());
         command
     }
+
+    /// The command that asks how the replica of node-b's copies stands.
+    pub fn status(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(SEALBLK);
+        command.args(["replica", "status"]).arg(self.copies()).args(arguments).stdin(Stdio::null());
+        command
+    }
 }
 
 /// A running one, which is killed if it has not ended before.

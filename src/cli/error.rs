@@ -236,9 +236,41 @@ pub enum CliError {
     /// Copies cannot be served, or not any longer.
     #[error(transparent)]
     Replica(#[from] ServerError),
+    /// Nobody says how a replica stands.
+    #[error("cannot ask how the replica of {} stands: {source}: look at its log", .root.display())]
+    ReplicaStatus {
+        /// The folder of its copies.
+        root: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No replica runs.
+    #[error("no replica has its copies in {}: start it, or name the folder that it was given as --root", .root.display())]
+    NoReplica {
+        /// The folder.
+        root: PathBuf,
+    },
+    /// A replica is there, but others had better wait for it.
+    #[error("the replica of {} is not ready: {what}", .root.display())]
+    NotReady {
+        /// The folder of its copies.
+        root: PathBuf,
+        /// Why not.
+        what: String,
+    },
     /// The node's certificate cannot be used.
     #[error(transparent)]
     Certificate(#[from] FilesError),
+    /// The certificate is another node's.
+    #[error(
+        "the certificate is of {names}, and this is to be node {node}: give the node a certificate of its own name"
+    )]
+    OtherNode {
+        /// Which node it is to be.
+        node: NodeName,
+        /// Whose certificate it is.
+        names: String,
+    },
     /// Signals cannot be handled.
     #[error("cannot handle signals: {0}: check the limit of open files")]
     Signals(#[source] io::Error),

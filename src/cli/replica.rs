@@ -1,29 +1,51 @@
 //! `sealblk replica`: a node's copies, for writers on other nodes.
 
+mod status;
+
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::serve::{POLL_US_MAX, REPLICATED_POLL_US};
 use super::{CliError, TlsArgs, signals};
 use crate::io::Kind;
 use crate::replication::server::{Server, Settings};
+use crate::replication::view::NodeName;
+
+/// To keep copies, or to ask who does.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct ReplicaArgs {
+    #[command(subcommand)]
+    command: Option<ReplicaCommand>,
+    #[command(flatten)]
+    keep: KeepArgs,
+}
+
+#[derive(Subcommand)]
+enum ReplicaCommand {
+    /// Show how the replica that runs on this node stands, and the copies that are in use
+    Status(status::StatusArgs),
+}
 
 /// Which copies, and who may come.
 #[derive(Args)]
-pub struct ReplicaArgs {
+struct KeepArgs {
     /// Folder of the copies, each in a folder that is named for its volume
-    #[arg(long, value_name = "DIR")]
-    root: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    root: Option<PathBuf>,
     /// Address and port for writers on other nodes; with port 0 the log says which one was taken
-    #[arg(long, value_name = "ADDRESS")]
-    listen: SocketAddr,
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    listen: Option<SocketAddr>,
     #[command(flatten)]
     tls: TlsArgs,
+    /// Name of this node as a member of volumes: it has to be in the certificate [default: any that is]
+    #[arg(long, value_name = "NAME")]
+    node: Option<NodeName>,
     /// How to do I/O: io-uring, threads, or inline [default: what suits each copy]
     #[arg(long)]
     engine: Option<Kind>,
@@ -33,16 +55,30 @@ pub struct ReplicaArgs {
     poll_us: u64,
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Does what is asked for.
 pub fn run(args: ReplicaArgs) -> Result<(), CliError> {
+    match args.command {
+        Some(ReplicaCommand::Status(args)) => status::run(&args),
+        None => keep(args.keep),
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+fn keep(args: KeepArgs) -> Result<(), CliError> {
     let stop = signals::stop().map_err(CliError::Signals)?;
+    let (Some(root), Some(address)) = (args.root, args.listen) else {
+        return Err(CliError::Usage("give --root and --listen".to_owned()));
+    };
     raise_open_files();
     let tls = args.tls.open()?;
-    let failed = |source| CliError::Listen { address: args.listen, source };
-    let listener = TcpListener::bind(args.listen).map_err(failed)?;
+    let names = &tls.current().names;
+    if let Some(node) = args.node.filter(|node| !names.has(node.as_str())) {
+        return Err(CliError::OtherNode { node, names: names.iter().collect::<Vec<_>>().join(", ") });
+    }
+    let listener = TcpListener::bind(address).map_err(|source| CliError::Listen { address, source })?;
     let settings =
         Settings { engine: args.engine, watch_time: Duration::from_micros(args.poll_us), ..Settings::default() };
-    Server::run(args.root, listener, tls, settings, stop.as_fd())?;
+    Server::run(root, listener, tls, settings, stop.as_fd())?;
     log::info!("stopped; everything is durable");
     Ok(())
 }

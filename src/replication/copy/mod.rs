@@ -117,6 +117,11 @@ impl OpenCopy {
         self.regions
     }
 
+    /// By which engine it is read and written; none for one that others make.
+    pub fn engine(&self) -> Option<Kind> {
+        self.engines.kind()
+    }
+
     /// The life that the copy is in.
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation

@@ -21,7 +21,7 @@ use super::served::Served;
 use crate::io::Kind;
 use crate::replication::copy::{CopyError, OpenCopy};
 use crate::replication::replica::Refusal;
-use crate::replication::view::ViewNumber;
+use crate::replication::view::{Incarnation, ViewNumber};
 use crate::store::{Access, Holder, RegionTable, Store, StoreError};
 
 /// The copies below one folder.
@@ -64,6 +64,20 @@ pub struct Claim {
     pub view: ViewNumber,
     /// That it has the volume's key. Without that no process is ended for it.
     pub has_key: bool,
+}
+
+/// A copy that is open, as it was at a moment.
+pub struct OpenNow {
+    /// Whose copy.
+    pub volume: Uuid,
+    /// The last view that it accepted.
+    pub accepted: ViewNumber,
+    /// The life that it is in.
+    pub incarnation: Incarnation,
+    /// Whether it has failed.
+    pub has_failed: bool,
+    /// Its connections.
+    pub connections: usize,
 }
 
 /// The right of one connection to a copy.
@@ -267,6 +281,20 @@ impl Copies {
         (list.volumes.values().filter(|slot| matches!(slot, Slot::Open { .. })).count(), list.connections)
     }
 
+    /// The copies that are open.
+    pub fn open_now(&self) -> Vec<OpenNow> {
+        let list = self.lock();
+        let open = list.volumes.iter().filter_map(|(&volume, slot)| match slot {
+            Slot::Open { served, connections, .. } => {
+                let (replica, connections) = (served.copy().replica(), *connections);
+                let (accepted, incarnation) = (replica.accepted(), replica.incarnation());
+                Some(OpenNow { volume, accepted, incarnation, has_failed: replica.has_failed(), connections })
+            }
+            _ => None,
+        });
+        open.collect()
+    }
+
     /// Syncs and closes a copy that has no connections.
     fn shut<'a>(&'a self, mut list: MutexGuard<'a, List>, volume: Uuid) -> MutexGuard<'a, List> {
         let slot = list.volumes.insert(volume, Slot::Busy);
@@ -297,7 +325,8 @@ impl Copies {
             opened = OpenCopy::open(&dir, self.engine);
         }
         let copy = opened?;
-        log::info!("{}: opened, in incarnation {}", dir.display(), copy.incarnation().0);
+        let engine = copy.engine().map_or(String::new(), |engine| format!(", {engine} engine"));
+        log::info!("{}: opened, in incarnation {}{engine}", dir.display(), copy.incarnation().0);
         Ok(copy)
     }
 

@@ -17,7 +17,8 @@
 //! | `visitors` | connections that were let in, and whether they may stay |
 //! | `served` | a copy that connections share |
 //! | `service` | one connection, from its hello to its end |
-//! | `control` | giving a copy to a process of this node that asks |
+//! | `control` | giving a copy to a process of this node that asks, and saying how the replica stands |
+//! | [`status`] | how it stands |
 //!
 //! Invariants: nothing of a copy is opened or changed for a peer that has not shown that it may, or whose certificate
 //! has not been good any more for seconds, and nothing is told to one but what `volume.json` says; and whatever peers
@@ -35,6 +36,7 @@ mod gate;
 mod lobby;
 pub(super) mod served;
 mod service;
+pub mod status;
 #[cfg(test)]
 mod tests;
 mod visitors;
@@ -63,7 +65,7 @@ use gate::Gate;
 use lobby::{Caller, Lobby};
 use visitors::Visitors;
 
-pub use control::ask_for;
+pub use control::{ask_for, ask_for_status};
 pub use error::ServerError;
 
 /// How a replica does its work.
@@ -169,7 +171,7 @@ impl Server {
             for caller in self.lobby.callers(Instant::now()) {
                 self.attend(caller);
             }
-            self.control.accept(&self.house.copies);
+            self.control.accept(&self.house);
             self.house.copies.close_idle(Instant::now());
             if reviewed.elapsed() >= TICK {
                 reviewed = Instant::now();
