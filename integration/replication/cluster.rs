@@ -4,11 +4,12 @@
 //! network; a writer may be started on any of them, over the copy there. The last nodes may have no copy and no
 //! replica: a writer there stores nothing.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -26,6 +27,8 @@ use x509_parser::pem::parse_x509_pem;
 use super::network::Network;
 use super::process::Process;
 use super::proxy::Proxy;
+use super::support::confined::confined;
+use super::support::mounted::Mounted;
 use super::support::pattern::pattern;
 use super::support::volume::SEALBLK;
 
@@ -43,6 +46,9 @@ pub struct Plan {
     pub lease: &'static str,
     /// Whether nodes are given revocation lists.
     pub revocation: bool,
+    /// Whether replicas run as in a container: certificates are in folders as a cluster mounts them, and there are no
+    /// privileges.
+    pub mounted: bool,
     /// Whether writers reach nodes through proxies.
     pub proxies: bool,
 }
@@ -56,6 +62,8 @@ pub struct Cluster {
     volume: Uuid,
     regions: Regions,
     revocation: bool,
+    /// Of each node: its certificate with its key, and whom it trusts. None if it has what `tls bootstrap` makes.
+    mounts: Vec<[Mounted; 2]>,
     sockets: TempDir,
     folder: TempDir,
     writers: usize,
@@ -79,6 +87,7 @@ impl Plan {
         failure_mode: "soft",
         lease: "3s",
         revocation: false,
+        mounted: false,
         proxies: false,
     };
 }
@@ -98,6 +107,7 @@ impl Cluster {
             volume: Uuid::nil(),
             regions: Regions::of(plan.size_bytes),
             revocation: plan.revocation,
+            mounts: Vec::new(),
             sockets: TempDir::new().expect("a folder for sockets, whose paths have to be short"),
             folder: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the cluster"),
             writers: 0,
@@ -111,6 +121,12 @@ impl Cluster {
             fs::create_dir(cluster.path(&name(node))).expect("a folder for copies");
             cluster.revoke(node, &[]);
         }
+        if plan.mounted {
+            let mount = |what: &str, node| Mounted::create(cluster.path(&format!("{what}-{}", name(node))));
+            cluster.mounts = (0..all).map(|node| ["tls", "authorities"].map(|what| mount(what, node))).collect();
+            (0..all).for_each(|node| cluster.mount_certificate(node, PKI));
+            (0..all).for_each(|node| cluster.mount_authorities(node, &[PKI]));
+        }
         (0..keepers).for_each(|node| cluster.start_replica(node));
         cluster.create_volume(plan);
         cluster
@@ -118,12 +134,29 @@ impl Cluster {
 
     /// Makes new certificates for nodes.
     pub fn certify(&self, nodes: &[usize]) {
+        self.certify_from(PKI, nodes);
+    }
+
+    /// The same, by the authority of another folder, which is made if it is not there.
+    pub fn certify_from(&self, pki: &str, nodes: &[usize]) {
         let mut command = self.command(0, "tls");
-        command.args(["bootstrap", "pki", "--renew"]);
+        command.args(["bootstrap", pki, "--renew"]);
         for &node in nodes {
             command.args(["--node", &format!("{},{}", name(node), self.network.address(node))]);
         }
         succeed(&mut command);
+    }
+
+    /// Puts the certificate and the key that a node has in a folder of an authority where the node looks for them.
+    pub fn mount_certificate(&self, node: usize, pki: &str) {
+        let read = |file: &str| fs::read(self.path(&format!("{pki}/{}/{file}", name(node)))).expect("its file");
+        self.mounts[node][0].write(&[("tls.crt", read("cert.pem")), ("tls.key", read("key.pem"))]);
+    }
+
+    /// Has a node trust the authorities of these folders and no others.
+    pub fn mount_authorities(&self, node: usize, pkis: &[&str]) {
+        let read = |pki: &&str| fs::read(self.path(&format!("{pki}/ca.pem"))).expect("an authority");
+        self.mounts[node][1].write(&[("ca.crt", pkis.iter().flat_map(read).collect())]);
     }
 
     /// Tells a node which nodes' certificates are revoked: those that they have now.
@@ -175,6 +208,12 @@ impl Cluster {
     pub fn start_replica(&mut self, node: usize) {
         assert!(self.replicas[node].is_none(), "it runs already");
         let mut command = self.command(node, "replica");
+        if !self.mounts.is_empty() {
+            // Such nodes run it in a container.
+            command = confined(SEALBLK);
+            command.arg("replica").current_dir(self.folder.path());
+            self.network.enter(node, &mut command);
+        }
         command.args(["--root", &name(node), "--listen", &self.listening(node)]);
         self.identify(node, &mut command);
         let mut process = Process::start(&format!("replica-{}", name(node)), self.folder.path(), &mut command);
@@ -195,6 +234,12 @@ impl Cluster {
     /// A running replica.
     pub fn replica(&mut self, node: usize) -> &mut Process {
         self.replicas[node].as_mut().expect("it runs")
+    }
+
+    /// `sealblk replica status` on a node.
+    pub fn replica_status(&self, node: usize, arguments: &[&str]) -> Output {
+        let mut command = self.command(node, "replica");
+        command.args(["status", &name(node)]).args(arguments).output().expect("running sealblk")
     }
 
     /// Sends a node's replica a signal.
@@ -373,13 +418,44 @@ impl Cluster {
     }
 
     fn identify(&self, node: usize, command: &mut Command) {
-        let node = name(node);
-        for (argument, file) in [("cert", "cert"), ("key", "key"), ("ca", "ca")] {
-            command.arg(format!("--tls-{argument}")).arg(format!("pki/{node}/{file}.pem"));
+        for (argument, file) in ["cert", "key", "ca"].into_iter().zip(self.identity(node)) {
+            command.arg(format!("--tls-{argument}")).arg(file);
         }
+        let node = name(node);
         if self.revocation {
             command.arg("--tls-crl").arg(format!("pki/{node}/crl.pem"));
         }
+    }
+
+    /// The files of a node's certificate, its key, and those whom it trusts.
+    pub fn identity(&self, node: usize) -> [PathBuf; 3] {
+        match self.mounts.get(node) {
+            Some([tls, authorities]) => [tls.file("tls.crt"), tls.file("tls.key"), authorities.file("ca.crt")],
+            None => ["cert", "key", "ca"].map(|file| format!("{PKI}/{}/{file}.pem", name(node)).into()),
+        }
+    }
+
+    /// The certificate that a node's replica shows to a client that is none of ours, in PEM.
+    pub fn shown_certificate(&self, node: usize) -> String {
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-alpn", "sealblk/1", "-servername", &name(node), "-connect", &self.listening(node)]);
+        self.network.enter(0, &mut command);
+        let output = command.stdin(Stdio::null()).output().expect("running openssl");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (begin, end) = (text.find("-----BEGIN CERT"), text.find(END_OF_CERTIFICATE));
+        let (begin, end) = begin.zip(end).unwrap_or_else(|| panic!("no certificate: {text}"));
+        text[begin..end + END_OF_CERTIFICATE.len()].to_owned()
+    }
+
+    /// The ports of a writer's connections with replicas.
+    pub fn connections(&self, writer: &Writer) -> BTreeSet<u16> {
+        let path = format!("/proc/{}/net/tcp", writer.process.pid());
+        let text = fs::read_to_string(path).expect("the connections of its network");
+        let port =
+            |address: &str| address.split_once(':').map(|(_, port)| u16::from_str_radix(port, 16).expect("a port"));
+        let established = text.lines().skip(1).map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+        let established = established.filter(|fields| fields[3] == ESTABLISHED && port(fields[2]) == Some(PORT));
+        established.filter_map(|fields| port(fields[1])).collect()
     }
 
     fn listening(&self, node: usize) -> String {
@@ -438,5 +514,10 @@ pub const LONG: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_millis(25);
 const PORT: u16 = 7420;
+/// The folder of the authority.
+const PKI: &str = "pki";
+const END_OF_CERTIFICATE: &str = "-----END CERTIFICATE-----";
+/// As `/proc/net/tcp` has it.
+const ESTABLISHED: &str = "01";
 const PROXY_PORT: u16 = 7421;
 const KEY_SEED: u64 = 0x005e_a1b1;

@@ -16,10 +16,12 @@
 pub mod configuration;
 pub mod ciphertext;
 pub mod cluster;
+pub mod confined;
 pub mod guest;
 pub mod loopback;
 pub mod memory;
 pub mod message;
+pub mod mounted;
 pub mod pattern;
 pub mod request;
 pub mod ring;

@@ -10,5 +10,6 @@ mod ends;
 mod full_disks;
 mod links;
 mod members;
+mod readiness;
 mod resync;
 mod verify;

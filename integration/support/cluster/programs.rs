@@ -38,10 +38,15 @@ impl Program {
     }
 
     /// Tells it to end, and returns how it has ended and what it has written.
-    pub fn terminate(mut self, patience: Duration) -> (ExitStatus, String) {
+    pub fn terminate(self, patience: Duration) -> (ExitStatus, String) {
         let pid = i32::try_from(self.pid()).expect("a process id");
         // SAFETY: no memory is involved; the program has not been waited for, so the id is its own.
         assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0, "the signal was not sent");
+        self.await_end(patience)
+    }
+
+    /// Waits until it ends; how it did, and what it has written.
+    pub fn await_end(mut self, patience: Duration) -> (ExitStatus, String) {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = self.child.try_wait().expect("the program's state") {
