@@ -19,6 +19,7 @@ mod permissions;
 mod protection;
 mod proxy;
 mod rotation;
+mod rules;
 mod serving;
 mod storm;
 mod tenant;
