@@ -1,5 +1,6 @@
 //! `sealblk tls bootstrap` as its users run it, and whether OpenSSL, which shares nothing with the code
-//! under test, finds that what it makes is good for mutual TLS.
+//! under test, finds that what it makes is good for mutual TLS; and the other way round, whether what
+//! `docs/certificates.md` has OpenSSL make is good for sealblk.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -7,9 +8,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use openssl::ssl::{SslAcceptor, SslConnector, SslFiletype, SslMethod, SslVerifyMode, SslVersion};
 use openssl::x509::X509;
+use sealblk::tls::{Configs, PeerNames, Reason, TlsPaths};
 
 fn run(dir: &Path, arguments: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sealblk"));
@@ -123,3 +126,59 @@ fn what_cannot_be_done_is_said_in_a_line() {
     fs::remove_file(dir.join("pki/ca-key.pem")).unwrap();
     fails(dir, 1, "tls bootstrap pki --node node-b", &["pki has no ca-key.pem", "restore"]);
 }
+
+#[test]
+fn what_the_documentation_has_openssl_make_is_good_until_it_is_revoked() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path();
+    shell(dir, documented("## A private CA with OpenSSL"));
+    let paths = |node: &str, crl: bool| {
+        let [cert, key] = ["tls.crt", "tls.key"].map(|file| dir.join(node).join(file));
+        TlsPaths { cert, key, ca: dir.join("ca.crt"), crl: crl.then(|| dir.join("crl.pem")) }
+    };
+    for key in ["ca.key", "node-a/tls.key"] {
+        assert_eq!(fs::metadata(dir.join(key)).unwrap().permissions().mode() & 0o077, 0, "{key}");
+    }
+    for (one, other) in [("node-a", "node-b"), ("node-c", "node-a")] {
+        let [calls, called] = meet(&paths(one, false), &paths(other, false), other);
+        assert!(calls.unwrap().has(other) && called.unwrap().has(one));
+    }
+
+    shell(dir, documented("## Revocation"));
+    let [calls, called] = meet(&paths("node-b", true), &paths("node-a", true), "node-a");
+    assert!(calls.unwrap().has("node-a") && called.unwrap().has("node-b"), "the others are let in");
+    let [_, called] = meet(&paths("node-c", true), &paths("node-a", true), "node-a");
+    assert!(matches!(called, Err(Reason::Revoked)), "{called:?}");
+    let [calls, _] = meet(&paths("node-a", true), &paths("node-c", true), "node-c");
+    assert!(matches!(calls, Err(Reason::Revoked)), "{calls:?}");
+    // The same once more, as for the next node.
+    shell(dir, &documented("## Revocation").replace("node-c", "node-b"));
+    let [_, called] = meet(&paths("node-b", true), &paths("node-a", true), "node-a");
+    assert!(matches!(called, Err(Reason::Revoked)), "{called:?}");
+}
+
+/// Whom each end of a connection meets, the one that calls first.
+fn meet(calls: &TlsPaths, called: &TlsPaths, name: &str) -> [Result<PeerNames, Reason>; 2] {
+    let [calls, called] = [calls, called].map(|paths| Configs::load(paths, SystemTime::now()).unwrap());
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let address = listener.local_addr().unwrap();
+    let server = thread::spawn(move || sealblk::tls::accept(listener.accept().unwrap().0, called.server, deadline));
+    let met = sealblk::tls::connect(TcpStream::connect(address).unwrap(), calls.client, name, deadline);
+    let ends = [met, server.join().unwrap()];
+    ends.map(|end| end.map(|established| established.peer).map_err(|error| error.reason))
+}
+
+/// The first block of commands below a heading of `docs/certificates.md`.
+fn documented(heading: &str) -> &'static str {
+    let (_, section) = CERTIFICATES.split_once(&format!("\n{heading}\n")).expect("the heading");
+    let (_, block) = section.split_once("```sh\n").expect("a block of commands");
+    block.split_once("```").expect("its end").0
+}
+
+fn shell(dir: &Path, commands: &str) {
+    let output = Command::new("sh").args(["-euc", commands]).current_dir(dir).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+const CERTIFICATES: &str = include_str!("../docs/certificates.md");

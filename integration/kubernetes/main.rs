@@ -18,6 +18,7 @@ mod memory;
 mod permissions;
 mod protection;
 mod proxy;
+mod replicas;
 mod rotation;
 mod rules;
 mod serving;

@@ -1,5 +1,5 @@
-//! Neither the controller nor a node can do more than it has to, by the word of the authorizer of a real
-//! API server.
+//! Neither the controller nor a node can do more than it has to, and a replica nothing at all, by the word of the
+//! authorizer of a real API server.
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -7,7 +7,9 @@ use std::process::Output;
 use serde_json::json;
 
 use crate::controller::{CONTROLLER_ACCOUNT, Controller, NODE_ACCOUNT, SYSTEM, encrypted};
+use crate::replicas::{self, REPLICAS};
 use crate::support::cluster::Cluster;
+use crate::tenant::assert_success;
 
 /// What somebody tries, and with what.
 struct Account<'a> {
@@ -93,6 +95,47 @@ fn a_node_can_get_the_keys_of_volumes_and_nothing_else() {
     ] {
         account.is_forbidden(denied);
     }
+}
+
+/// No more than anybody who has a token.
+#[test]
+fn the_account_of_replicas_may_do_nothing() {
+    let cluster = Cluster::shared();
+    replicas::apply();
+    cluster.service_account(REPLICAS, "nobody");
+    let rights = |account: &str| {
+        let output = cluster.try_kubectl_as(&cluster.kubeconfig(REPLICAS, account), &["auth", "can-i", "--list"]);
+        assert_success(&output);
+        String::from_utf8(output.stdout).expect("text")
+    };
+    assert!(rights("nobody").contains("selfsubjectaccessreviews"), "{}", rights("nobody"));
+    assert_eq!(rights("sealblk-replica"), rights("nobody"));
+
+    let account = Account { cluster, kubeconfig: cluster.kubeconfig(REPLICAS, "sealblk-replica") };
+    for denied in [
+        &["get", "secrets", "--all-namespaces"][..],
+        &["get", "--raw", "/apis/sealblk.io/v1alpha1/volumes"],
+        &["-n", REPLICAS, "get", "configmap", "sealblk-authorities"],
+        &["-n", REPLICAS, "get", "pods"],
+        &["get", "nodes"],
+    ] {
+        account.is_forbidden(denied);
+    }
+    let event = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": { "name": "event", "namespace": REPLICAS },
+        "involvedObject": { "kind": "Volume", "namespace": REPLICAS, "name": "disk" },
+    });
+    account.creation_is_forbidden(&event.to_string());
+
+    // Nor may the node's account do anything where the replicas are: whoever makes a pod there is root on a node.
+    Controller::start(cluster, &[]);
+    let account = Account { cluster, kubeconfig: cluster.kubeconfig(SYSTEM, NODE_ACCOUNT) };
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "more", "namespace": REPLICAS },
+        "spec": { "containers": [{ "name": "more", "image": "more" }] },
+    });
+    account.creation_is_forbidden(&pod.to_string());
+    account.is_forbidden(&["-n", REPLICAS, "get", "secret", "sealblk-ca"]);
 }
 
 impl Account<'_> {
