@@ -18,6 +18,8 @@ pub struct Kind {
     pub id: &'static str,
     /// What reports call it.
     pub name: &'static str,
+    /// It is measured without being picked.
+    pub usual: bool,
     make: Make,
 }
 
@@ -27,17 +29,44 @@ enum Make {
     Sealblk {
         copies: usize,
         tls: bool,
+        /// Flags of the replicas, and of the writer and the replicas.
+        replicas: &'static [&'static str],
+        all: &'static [&'static str],
     },
     Quorum,
 }
 
 /// All of them. The first is what ratios are about.
-pub const KINDS: [Kind; 4] = [
-    Kind { id: "three-copies", name: "sealblk, 3 copies", make: Make::Sealblk { copies: 3, tls: true } },
-    Kind { id: "plaintext", name: "the same without TLS", make: Make::Sealblk { copies: 3, tls: false } },
-    Kind { id: "one-copy", name: "sealblk, not replicated", make: Make::Sealblk { copies: 1, tls: true } },
-    Kind { id: "qsd-quorum", name: "QSD: LUKS, quorum, NBD+TLS", make: Make::Quorum },
+pub const KINDS: [Kind; 6] = [
+    Kind { id: "three-copies", name: "sealblk, 3 copies", usual: true, make: THREE_COPIES },
+    Kind {
+        id: "plaintext",
+        name: "the same without TLS",
+        usual: true,
+        make: Make::Sealblk { copies: 3, tls: false, replicas: &[], all: &[] },
+    },
+    Kind {
+        id: "one-copy",
+        name: "sealblk, not replicated",
+        usual: true,
+        make: Make::Sealblk { copies: 1, tls: true, replicas: &[], all: &[] },
+    },
+    Kind { id: "qsd-quorum", name: "QSD: LUKS, quorum, NBD+TLS", usual: true, make: Make::Quorum },
+    Kind {
+        id: "write-through",
+        name: "3 copies, no write-behind",
+        usual: false,
+        make: Make::Sealblk { copies: 3, tls: true, replicas: &["--write-behind", "0"], all: &[] },
+    },
+    Kind {
+        id: "sleeping",
+        name: "3 copies, no watching",
+        usual: false,
+        make: Make::Sealblk { copies: 3, tls: true, replicas: &[], all: &["--poll-us", "0"] },
+    },
 ];
+
+const THREE_COPIES: Make = Make::Sealblk { copies: 3, tls: true, replicas: &[], all: &[] };
 
 /// A back end with a full disk.
 pub struct Backend {
@@ -58,7 +87,9 @@ impl Backend {
         let socket = folder.join("blk.sock");
         let programs = match kind.make {
             Make::Sealblk { copies: 1, .. } => one_copy(&folder, &socket, size)?,
-            Make::Sealblk { copies, tls } => several_copies(&folder, &socket, size, copies, tls)?,
+            Make::Sealblk { copies, tls, replicas, all } => {
+                several_copies(&folder, &socket, size, copies, tls, [replicas, all])?
+            }
             Make::Quorum => quorum::start(&folder, &socket, size)?,
         };
         let backend = Backend { kind, size, socket, programs };
@@ -103,7 +134,14 @@ fn one_copy(folder: &Path, socket: &Path, size: u64) -> Outcome<Vec<Program>> {
     Ok(vec![listening::start("serve", serve, socket, folder, "none: build sealblk")?])
 }
 
-fn several_copies(folder: &Path, socket: &Path, size: u64, copies: usize, tls: bool) -> Outcome<Vec<Program>> {
+fn several_copies(
+    folder: &Path,
+    socket: &Path,
+    size: u64,
+    copies: usize,
+    tls: bool,
+    [of_replicas, of_all]: [&[&str]; 2],
+) -> Outcome<Vec<Program>> {
     let nodes: Vec<String> = (0..copies).map(|index| format!("node-{index}")).collect();
     certificates(folder, &nodes)?;
     let command = || {
@@ -131,6 +169,7 @@ fn several_copies(folder: &Path, socket: &Path, size: u64, copies: usize, tls: b
         let mut replica = command();
         replica.arg("replica").arg("--root").arg(&root).args(["--listen", &address]);
         files(node).iter().for_each(|(flag, file)| _ = replica.arg(flag).arg(file));
+        replica.args(of_replicas).args(of_all);
         let control = root.join(".control");
         programs.push(listening::start(node, replica, &control, folder, "none: build sealblk")?);
         members.push(format!("{node}={address}"));
@@ -147,6 +186,7 @@ fn several_copies(folder: &Path, socket: &Path, size: u64, copies: usize, tls: b
     serve.arg("serve").arg(only_copy(&folder.join(&nodes[0]))?).arg("--socket").arg(socket);
     serve.args(["--view", &view]).args(key(folder)?);
     files(&nodes[0]).iter().for_each(|(flag, file)| _ = serve.arg(flag).arg(file));
+    serve.args(of_all);
     programs.insert(0, listening::start("serve", serve, socket, folder, "none: build sealblk")?);
     Ok(programs)
 }

@@ -10,7 +10,7 @@
 //! | `SECONDS` | 1 | length of each measurement |
 //! | `SIZE_MIB` | 512 | size of each disk |
 //! | `DIR` | the build's own temporary folder | where to put the disks |
-//! | `BACKENDS` | all | some of them: parts of their ids, with commas between |
+//! | `BACKENDS` | the usual four | some of all: parts of their ids, with commas between; `write-through` and `sleeping` are more |
 //! | `OUT` | `benchmarks` in the target folder | where to put `replication.json` |
 
 mod backend;
@@ -21,7 +21,7 @@ mod report;
 
 use std::path::{Path, PathBuf};
 
-use backend::{Backend, KINDS};
+use backend::{Backend, KINDS, Kind};
 use harness::Outcome;
 use harness::load::Sample;
 use harness::rounds::order;
@@ -43,11 +43,12 @@ fn run() -> Outcome<()> {
     let size = (number("SIZE_MIB", 512.0, 16.0, 1024.0 * 1024.0)? as u64) << 20;
     let place = text("DIR")?.map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).to_owned(), PathBuf::from);
     let wanted = text("BACKENDS")?.unwrap_or_default();
-    let wanted = |id: &str| wanted.is_empty() || wanted.split(',').any(|part| id.contains(part.trim()));
+    let picked = |id: &str| wanted.split(',').any(|part| id.contains(part.trim()));
+    let wanted = |kind: &Kind| if wanted.is_empty() { kind.usual } else { picked(kind.id) };
     scratch::remove_on_signals()?;
-    let scratch = Scratch::create(&place, KINDS.len() as u64 * 3 * size)?;
-    let kinds = KINDS.into_iter().filter(|kind| wanted(kind.id));
-    let backends = kinds.map(|kind| Backend::start(kind, &scratch, size)).collect::<Outcome<Vec<_>>>()?;
+    let kinds: Vec<Kind> = KINDS.into_iter().filter(wanted).collect();
+    let scratch = Scratch::create(&place, kinds.len() as u64 * 3 * size)?;
+    let backends = kinds.into_iter().map(|kind| Backend::start(kind, &scratch, size)).collect::<Outcome<Vec<_>>>()?;
     let mut samples: Vec<Vec<Vec<Sample>>> = vec![vec![Vec::new(); backends.len()]; WORKLOADS.len()];
     for round in 0..rounds {
         eprintln!("  round {} of {rounds}", round + 1);

@@ -32,6 +32,7 @@ fn scenario(seed: u64) -> Scenario {
     let mut of_members = Random::new(!seed ^ 0x6d656d62657273);
     // What is made up is told from what is right by which member is on which node.
     let rotten = seed.is_multiple_of(4);
+    let mut of_replicas = Random::new(!seed ^ 0x72_65706c_69636173);
     let changing = of_members.chance(50) && !rotten;
     let others = if changing { others.max(of_members.between(1, 3) as usize) } else { others };
     let restless = random.chance(20);
@@ -57,6 +58,7 @@ fn scenario(seed: u64) -> Scenario {
         rotten,
         troubled: *random.pick(&[0, 5, 30]),
         disk_us: *random.pick(&[50, 1_000, 5_000]),
+        write_behind: *of_replicas.pick(&[0, 512, 4_096, 1 << 20]),
         lease_ms: 3_000,
         settings: Settings {
             peer_timeout_us: 1_500_000,

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::serve::{POLL_US_MAX, REPLICATED_POLL_US};
-use super::{CliError, TlsArgs, signals};
+use super::{CliError, TlsArgs, signals, size};
 use crate::io::Kind;
 use crate::replication::server::{Server, Settings};
 use crate::replication::view::NodeName;
@@ -53,6 +53,10 @@ struct KeepArgs {
     /// flight after the other would be slowed down by more; 0 never watches
     #[arg(long, value_name = "TIME", default_value_t = REPLICATED_POLL_US, value_parser = clap::value_parser!(u64).range(0..=POLL_US_MAX))]
     poll_us: u64,
+    /// How many bytes of writes to a copy may be answered before its disk has them, at most 64M; a flush waits for
+    /// all. With 0 each write is answered when the disk has it
+    #[arg(long, value_name = "BYTES", default_value = "1M", value_parser = write_behind)]
+    write_behind: u64,
 }
 
 /// Does what is asked for.
@@ -76,12 +80,23 @@ fn keep(args: KeepArgs) -> Result<(), CliError> {
         return Err(CliError::OtherNode { node, names: names.iter().collect::<Vec<_>>().join(", ") });
     }
     let listener = TcpListener::bind(address).map_err(|source| CliError::Listen { address, source })?;
-    let settings =
-        Settings { engine: args.engine, watch_time: Duration::from_micros(args.poll_us), ..Settings::default() };
+    let settings = Settings {
+        engine: args.engine,
+        watch_time: Duration::from_micros(args.poll_us),
+        write_behind_bytes: args.write_behind,
+        ..Settings::default()
+    };
     Server::run(root, listener, tls, settings, stop.as_fd())?;
     log::info!("stopped; everything is durable");
     Ok(())
 }
+
+fn write_behind(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text).map_err(|error| error.to_string())?;
+    if bytes > WRITE_BEHIND_MAX { Err("too much: give at most 64M".to_owned()) } else { Ok(bytes) }
+}
+
+const WRITE_BEHIND_MAX: u64 = 64 << 20;
 
 /// Lets this process have as many files open as it may. The usual limit is one that programs of old can live
 /// with, and less than the connections that are let wait.

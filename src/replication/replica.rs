@@ -11,8 +11,15 @@
 //!   while one is being written: see [`Action::Persist`].
 //! - **A failed flush is final.** The copy then answers nothing else until it is opened again, in a new
 //!   incarnation.
+//!
+//! With [write-behind](Replica::write_behind) a write is answered when it has been given to the disk, and a
+//! flush when the disk has everything. A write that fails after it was answered is as final as a failed flush.
 
-use std::collections::BTreeMap;
+mod behind;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use behind::{Behind, Held};
 
 use super::message::{Digest, Hello, Reply, Request, Welcome};
 use super::region::{RegionIndex, Regions, Row};
@@ -21,6 +28,11 @@ use super::view::{Incarnation, View, ViewNumber, WriterId};
 /// A connection, by a number that is never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
+
+/// Something that the copy is asked to do, by a number that is never used twice in one life of it. The writer's id of
+/// it may be: a write can be answered before it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlightId(pub u64);
 
 /// What whoever drives a [`Replica`] has to do, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,12 +51,14 @@ pub enum Action {
         reply: Reply,
     },
     /// Do on the copy what the request says, then call [`Replica::applied`]; even if the connection is
-    /// gone by then.
+    /// gone by then. Its bytes are kept until then.
     Apply {
         /// Where it came from.
         connection: ConnectionId,
         /// The writer's id of it.
         id: u64,
+        /// What it is to be known by when it has been done. It may be answered before.
+        flight: FlightId,
         /// A write, zero, flush, read or digest.
         request: Request,
     },
@@ -97,6 +111,9 @@ pub struct Replica {
     /// Operations in flight from sessions before this one.
     older_in_flight: usize,
     connections: BTreeMap<ConnectionId, Connection>,
+    flights: BTreeMap<FlightId, Flight>,
+    next_flight: FlightId,
+    behind: Behind,
     rows: Vec<Row>,
     /// For regions with an intent: the last operation that may have written them.
     touched: BTreeMap<RegionIndex, u64>,
@@ -105,8 +122,16 @@ pub struct Replica {
     flushed: u64,
     persisting: Option<Batch>,
     next: Batch,
-    failed: bool,
+    failed: Option<Failure>,
     actions: Vec<Action>,
+}
+
+/// Why nothing is done any more.
+#[derive(Clone, Copy)]
+struct Failure {
+    errno: i32,
+    /// A request was answered with it.
+    told: bool,
 }
 
 /// A writer's session.
@@ -121,12 +146,16 @@ struct Connection {
     session: u64,
     writer: WriterId,
     welcomed: bool,
-    /// By the writer's id: what it was, and where the operation count stood.
-    in_flight: BTreeMap<u64, Flight>,
+    /// What is in flight, answered or not.
+    in_flight: usize,
+    /// The writer's ids of what is in flight and not answered.
+    unanswered: BTreeSet<u64>,
     closed: bool,
 }
 
 struct Flight {
+    connection: ConnectionId,
+    id: u64,
     request: Request,
     /// The operation count when it began.
     operation: u64,
@@ -159,15 +188,24 @@ impl Replica {
             session: None,
             older_in_flight: 0,
             connections: BTreeMap::new(),
+            flights: BTreeMap::new(),
+            next_flight: FlightId(0),
+            behind: Behind::new(0),
             rows,
             touched,
             operations: 1,
             flushed: 0,
             persisting: None,
             next: Batch::default(),
-            failed: false,
+            failed: None,
             actions: Vec::new(),
         }
+    }
+
+    /// Answers writes that need not be durable as soon as they are given to the disk, while at most so many
+    /// bytes are not done. To be called before anything is asked of the copy.
+    pub fn write_behind(&mut self, bytes_max: u64) {
+        self.behind = Behind::new(bytes_max);
     }
 
     /// The life that the copy is in.
@@ -182,7 +220,12 @@ impl Replica {
 
     /// Whether the copy has failed and must be opened again.
     pub fn has_failed(&self) -> bool {
-        self.failed
+        self.failed.is_some()
+    }
+
+    /// Whether the copy has failed and the writer been told: nothing more is to be heard of it.
+    pub fn is_over(&self) -> bool {
+        self.failed.is_some_and(|failure| failure.told)
     }
 
     /// The rows of the region table, as they are durable.
@@ -213,7 +256,8 @@ impl Replica {
             session: hello.session,
             writer: hello.writer.clone(),
             welcomed: false,
-            in_flight: BTreeMap::new(),
+            in_flight: 0,
+            unanswered: BTreeSet::new(),
             closed: false,
         };
         self.connections.insert(connection, entry);
@@ -236,29 +280,57 @@ impl Replica {
 
     /// What an [`Action::Apply`] asked for has been done, or has failed with an error number. `zeros`: what
     /// was read is all zeros.
-    pub fn applied(&mut self, connection: ConnectionId, id: u64, result: Result<Applied, i32>) {
+    pub fn applied(&mut self, flight: FlightId, result: Result<Applied, i32>) {
+        let Some(Flight { connection, id, request, operation }) = self.flights.remove(&flight) else { return };
         let Some(entry) = self.connections.get_mut(&connection) else { return };
-        let Some(flight) = entry.in_flight.remove(&id) else { return };
+        entry.in_flight -= 1;
         let current = is_current(&self.session, entry);
         match &mut self.session {
             Some(session) if current => session.in_flight -= 1,
             _ => self.older_in_flight -= 1,
         }
-        if entry.closed && entry.in_flight.is_empty() {
+        let is_answered = self.behind.end(flight);
+        if !is_answered {
+            entry.unanswered.remove(&id);
+        }
+        if entry.closed && entry.in_flight == 0 {
             self.connections.remove(&connection);
         }
-        if let Some((offset, len)) = written_range(&flight.request) {
+        if let Some((offset, len)) = written_range(&request) {
             // A flush that began while it was in flight may not have covered it.
             self.operations += 1;
             for region in self.regions.touched(offset, len) {
                 self.touched.insert(region, self.operations);
             }
         }
-        let reply = match (result, &flight.request) {
+        if is_answered {
+            // The writer counts on it.
+            if let Err(errno) = result {
+                self.fail(Failure { errno, told: false });
+            }
+        } else {
+            let reply = self.reply_to(&request, operation, result);
+            if self.is_live(connection) {
+                self.actions.push(Action::Reply { connection, id, reply });
+            }
+        }
+        while let Some(Held { flight, connection, id, request }) = self.behind.release() {
+            if self.is_live(connection) {
+                self.start(flight, connection, id, request);
+            } else {
+                self.actions.push(Action::Forget { connection, id });
+            }
+        }
+        self.welcome_if_drained();
+    }
+
+    /// The answer to what has been done, or has failed.
+    fn reply_to(&mut self, request: &Request, operation: u64, result: Result<Applied, i32>) -> Reply {
+        match (result, request) {
             // The kernel tells of lost data once: a flush that ends well after another has failed says nothing.
-            (Ok(_), request) if self.failed && is_durable(request) => Reply::Failed(EIO),
+            (Ok(_), request) if self.has_failed() && is_durable(request) => Reply::Failed(EIO),
             (Ok(_), Request::Flush) => {
-                self.flushed = self.flushed.max(flight.operation);
+                self.flushed = self.flushed.max(operation);
                 Reply::Done
             }
             (Ok(Applied::Digest(digest)), Request::Digest { .. }) => Reply::DigestOf(digest),
@@ -268,22 +340,18 @@ impl Replica {
             (Ok(_), _) => Reply::Done,
             (Err(errno), request) => {
                 if *request == Request::Flush || is_durable(request) && errno == EIO {
-                    self.fail();
+                    self.fail(TOLD);
                 }
                 Reply::Failed(errno)
             }
-        };
-        if self.connections.get(&connection).is_some_and(|entry| !entry.closed) {
-            self.actions.push(Action::Reply { connection, id, reply });
         }
-        self.welcome_if_drained();
     }
 
     /// What the last [`Action::Persist`] asked for is durable, or could not be made so.
     pub fn persisted(&mut self, durable: bool) {
         let Some(batch) = self.persisting.take() else { return };
         if !durable {
-            self.fail();
+            self.fail(TOLD);
             self.abandon(batch);
             return;
         }
@@ -318,13 +386,13 @@ impl Replica {
     pub fn closed(&mut self, connection: ConnectionId) {
         let Some(entry) = self.connections.get_mut(&connection) else { return };
         entry.closed = true;
-        if entry.in_flight.is_empty() {
+        if entry.in_flight == 0 {
             self.connections.remove(&connection);
         }
     }
 
     fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
-        if self.failed {
+        if self.has_failed() {
             return Err(Refusal::CopyFailed);
         }
         let known = self.accepted.max(self.greeted);
@@ -354,7 +422,7 @@ impl Replica {
 
     fn welcome_if_drained(&mut self) {
         // A batch that is being written may hold rows for the old session; its requests are dropped then.
-        if self.older_in_flight > 0 || self.failed {
+        if self.older_in_flight > 0 || self.has_failed() {
             return;
         }
         let welcome = Welcome { incarnation: self.incarnation, accepted: self.accepted };
@@ -366,18 +434,19 @@ impl Replica {
         }
     }
 
-    fn check(&self, connection: ConnectionId, view: ViewNumber, id: u64, request: &Request) -> Result<(), Answer> {
+    fn check(&mut self, connection: ConnectionId, view: ViewNumber, id: u64, request: &Request) -> Result<(), Answer> {
         let Some(entry) = self.connections.get(&connection).filter(|entry| !entry.closed) else {
             return Err(Answer::Nothing);
         };
         if !entry.welcomed {
             return Err(Answer::Refuse(Refusal::Protocol("a request came before the welcome")));
         }
-        if entry.in_flight.contains_key(&id) {
+        if entry.unanswered.contains(&id) {
             return Err(Answer::Refuse(Refusal::Protocol("an id is in use twice")));
         }
-        if self.failed {
-            return Err(Answer::Reply(Reply::Failed(EIO)));
+        if let Some(failure) = &mut self.failed {
+            failure.told = true;
+            return Err(Answer::Reply(Reply::Failed(failure.errno)));
         }
         if view < self.accepted {
             return Err(Answer::Reply(Reply::Superseded(self.accepted)));
@@ -487,7 +556,7 @@ impl Replica {
     }
 
     fn persist_next(&mut self) {
-        if self.persisting.is_some() || self.failed || self.next.waiters.is_empty() {
+        if self.persisting.is_some() || self.has_failed() || self.next.waiters.is_empty() {
             return;
         }
         let batch = std::mem::take(&mut self.next);
@@ -497,10 +566,28 @@ impl Replica {
     }
 
     fn apply(&mut self, connection: ConnectionId, id: u64, request: Request) {
+        let flight = self.next_flight;
+        self.next_flight.0 += 1;
+        if self.behind.is_in_the_way(flight, &request) {
+            self.behind.hold(Held { flight, connection, id, request });
+        } else {
+            self.start(flight, connection, id, request);
+        }
+    }
+
+    fn start(&mut self, flight: FlightId, connection: ConnectionId, id: u64, request: Request) {
         let (Some(entry), Some(session)) = (self.connections.get_mut(&connection), &mut self.session) else { return };
         session.in_flight += 1;
-        entry.in_flight.insert(id, Flight { request: request.clone(), operation: self.operations });
-        self.actions.push(Action::Apply { connection, id, request });
+        entry.in_flight += 1;
+        let is_answered = self.behind.admit(flight, &request);
+        let operation = self.operations;
+        self.flights.insert(flight, Flight { connection, id, request: request.clone(), operation });
+        self.actions.push(Action::Apply { connection, id, flight, request });
+        if is_answered {
+            self.actions.push(Action::Reply { connection, id, reply: Reply::Done });
+        } else {
+            entry.unanswered.insert(id);
+        }
     }
 
     fn turn_down(&mut self, connection: ConnectionId, id: u64, request: &Request, reply: Reply) {
@@ -519,14 +606,16 @@ impl Replica {
         if !std::mem::replace(&mut entry.closed, true) {
             self.actions.push(Action::Refuse(connection, refusal));
         }
-        if entry.in_flight.is_empty() {
+        if entry.in_flight == 0 {
             self.connections.remove(&connection);
         }
     }
 
-    fn fail(&mut self) {
-        self.failed = true;
-        let next = std::mem::take(&mut self.next);
+    fn fail(&mut self, failure: Failure) {
+        self.failed.get_or_insert(failure);
+        let mut next = std::mem::take(&mut self.next);
+        let held = self.behind.release_all().into_iter();
+        next.waiters.extend(held.map(|Held { connection, id, request, .. }| Waiter::Apply { connection, id, request }));
         self.abandon(next);
     }
 
@@ -540,7 +629,11 @@ impl Replica {
                 Waiter::Reply { connection, id } => (connection, id),
             };
             if self.is_live(connection) {
-                self.actions.push(Action::Reply { connection, id, reply: Reply::Failed(EIO) });
+                let errno = self.failed.as_mut().map_or(EIO, |failure| {
+                    failure.told = true;
+                    failure.errno
+                });
+                self.actions.push(Action::Reply { connection, id, reply: Reply::Failed(errno) });
             }
         }
     }
@@ -597,3 +690,8 @@ fn intents(rows: &[Row]) -> impl Iterator<Item = RegionIndex> {
 }
 
 const EIO: i32 = 5;
+/// Of a request that is answered with it.
+const TOLD: Failure = Failure { errno: EIO, told: true };
+
+#[cfg(test)]
+mod tests;

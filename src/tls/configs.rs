@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
@@ -14,6 +13,7 @@ use rustls::{ClientConfig, ServerConfig};
 
 use super::files::{FilesError, Identity, TlsPaths};
 use super::peer::PeerNames;
+use super::provider::provider;
 
 /// How this node connects and accepts.
 #[derive(Clone)]
@@ -94,15 +94,6 @@ impl fmt::Debug for Configs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Configs { names, not_after, .. } = self;
         f.debug_struct("Configs").field("names", names).field("not_after", not_after).finish_non_exhaustive()
-    }
-}
-
-/// What travels is already sealed with 256 bits: AES-128 is enough around it, and costs less.
-fn provider() -> CryptoProvider {
-    use aws_lc_rs::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
-    CryptoProvider {
-        cipher_suites: vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256],
-        ..aws_lc_rs::default_provider()
     }
 }
 

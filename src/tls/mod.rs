@@ -29,6 +29,7 @@ pub mod files;
 pub(crate) mod fixture;
 pub mod handshake;
 pub mod peer;
+mod provider;
 pub mod reloading;
 
 pub use configs::{ALPN, Configs};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sealblk::replication::message::{Reply, Request};
-use sealblk::replication::replica::{self, Applied, ConnectionId, Refusal, Replica};
+use sealblk::replication::replica::{self, Applied, ConnectionId, FlightId, Refusal, Replica};
 use sealblk::replication::view::{Incarnation, ViewNumber};
 use uuid::Uuid;
 
@@ -16,13 +16,17 @@ pub(super) struct Holder {
     /// The writer's process, or none: the replica's.
     pub(super) process: Option<u64>,
     pub(super) number: u64,
-    /// Operations of the disk, by connection and id.
-    pub(super) flights: BTreeMap<(ConnectionId, u64), Flight>,
+    /// Operations of the disk.
+    pub(super) flights: BTreeMap<FlightId, Flight>,
     /// The values of writes that have yet to begin, and of reads that have ended.
     pub(super) payloads: BTreeMap<(ConnectionId, u64), Vec<Value>>,
 }
 
 pub(super) struct Flight {
+    pub(super) connection: ConnectionId,
+    pub(super) id: u64,
+    /// The writer has been told that it is done.
+    pub(super) answered: bool,
     pub(super) request: Request,
     pub(super) values: Vec<Value>,
     pub(super) write: Option<u64>,
@@ -92,8 +96,12 @@ impl World {
         let Some(disk) = &entry.disk else { return };
         entry.holders += 1;
         entry.opened = self.now;
+        let mut replica = Replica::new(regions, incarnation, disk.accepted.as_ref(), disk.rows.clone());
+        if process.is_none() {
+            replica.write_behind(self.scenario.write_behind);
+        }
         entry.holder = Some(Holder {
-            replica: Replica::new(regions, incarnation, disk.accepted.as_ref(), disk.rows.clone()),
+            replica,
             process,
             number: entry.holders,
             flights: BTreeMap::new(),
@@ -104,6 +112,9 @@ impl World {
     /// Whoever has the copy open lets go of it: what is in flight ends, or is cut short.
     pub fn release_copy(&mut self, node: usize, killed: bool) {
         let Some(holder) = self.nodes[node].holder.take() else { return };
+        if killed && holder.flights.values().any(|flight| flight.answered) {
+            self.lost_cache = Some(self.now);
+        }
         for flight in holder.flights.into_values() {
             let Some(disk) = &mut self.nodes[node].disk else { continue };
             if let Some(write) = flight.write {
@@ -161,6 +172,13 @@ impl World {
                 self.close_at_replica(connection);
             }
             replica::Action::Reply { connection, id, reply } => {
+                if let Some(holder) = self.holder(node, number) {
+                    let flights = &mut holder.flights.values_mut();
+                    let of_it = |flight: &&mut Flight| {
+                        (flight.connection, flight.id, flight.answered) == (connection, id, false)
+                    };
+                    flights.find(of_it).into_iter().for_each(|flight| flight.answered = true);
+                }
                 let values = match (&reply, self.holder(node, number)) {
                     (Reply::Data | Reply::Zeros, Some(holder)) => {
                         holder.payloads.remove(&(connection, id)).unwrap_or_default()
@@ -179,36 +197,46 @@ impl World {
                 self.note(|| format!("  node {node}: rows {rows:?}"));
                 self.at(self.now + delay, Event::Persisted { node, holder: number, rows, view });
             }
-            replica::Action::Apply { connection, id, request } => self.apply(node, number, connection, id, request),
+            replica::Action::Apply { connection, id, flight, request } => {
+                self.apply(node, number, (connection, id), flight, request);
+            }
         }
     }
 
-    pub(super) fn apply(&mut self, node: usize, number: u64, connection: ConnectionId, id: u64, request: Request) {
+    fn apply(&mut self, node: usize, number: u64, key: (ConnectionId, u64), id: FlightId, request: Request) {
         let delay = self.disk_delay(node);
         let entry = &mut self.nodes[node];
         let (Some(holder), Some(disk)) = (&mut entry.holder, &mut entry.disk) else { return };
-        let mut flight = Flight { request: request.clone(), values: Vec::new(), write: None, snapshot: None };
+        let mut flight = Flight {
+            connection: key.0,
+            id: key.1,
+            answered: false,
+            request: request.clone(),
+            values: Vec::new(),
+            write: None,
+            snapshot: None,
+        };
         let sector = |bytes: u64| (bytes / SECTOR_BYTES) as usize;
         match request {
             Request::Write { offset, len, .. } => {
-                flight.values = holder.payloads.remove(&(connection, id)).unwrap_or_default();
+                flight.values = holder.payloads.remove(&key).unwrap_or_default();
                 flight.write = Some(disk.begin_write(sector(offset), sector(len.into())));
             }
             Request::Zero { offset, len, .. } => {
-                flight.values = holder.payloads.remove(&(connection, id)).unwrap_or_default();
+                flight.values = holder.payloads.remove(&key).unwrap_or_default();
                 flight.write = Some(disk.begin_write(sector(offset), sector(len)));
             }
             Request::Flush => flight.snapshot = Some(disk.snapshot()),
             _ => {}
         }
-        holder.flights.insert((connection, id), flight);
-        self.at(self.now + delay, Event::DiskDone { node, holder: number, connection, id });
+        holder.flights.insert(id, flight);
+        self.at(self.now + delay, Event::DiskDone { node, holder: number, flight: id });
     }
 
-    pub(super) fn disk_done(&mut self, node: usize, number: u64, connection: ConnectionId, id: u64) {
+    pub(super) fn disk_done(&mut self, node: usize, number: u64, id: FlightId) {
         let now = self.now;
         let Some(holder) = self.nodes[node].holder.as_mut().filter(|holder| holder.number == number) else { return };
-        let Some(flight) = holder.flights.remove(&(connection, id)) else { return };
+        let Some(flight) = holder.flights.remove(&id) else { return };
         let Some(disk) = &mut self.nodes[node].disk else { return };
         let sector = |bytes: u64| (bytes / SECTOR_BYTES) as usize;
         let mut result = Ok(Applied::Done);
@@ -217,6 +245,9 @@ impl World {
                 let write = flight.write.expect("a write has begun");
                 if std::mem::replace(&mut disk.fail_write, false) {
                     disk.tear_write(write, &flight.values, &mut self.random);
+                    if flight.answered {
+                        self.lost_cache = Some(now);
+                    }
                     result = Err(5);
                 } else {
                     let start = match flight.request {
@@ -248,7 +279,7 @@ impl World {
                     result = Ok(Applied::Zeros);
                 }
                 if let Some(holder) = &mut self.nodes[node].holder {
-                    holder.payloads.insert((connection, id), values);
+                    holder.payloads.insert((flight.connection, flight.id), values);
                 }
             }
             Request::Digest { offset, len } => {
@@ -265,7 +296,7 @@ impl World {
             }
         }
         if let Some(holder) = &mut self.nodes[node].holder {
-            holder.replica.applied(connection, id, result);
+            holder.replica.applied(id, result);
         }
         self.drive_holder(node);
     }

@@ -14,7 +14,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use sealblk::replication::region::{RegionIndex, Regions, Row};
-use sealblk::replication::replica::ConnectionId;
+use sealblk::replication::replica::{ConnectionId, FlightId};
 use sealblk::replication::view::{
     FailureMode, Incarnation, Member, MemberIndex, MemberState, NodeName, View, ViewNumber,
 };
@@ -52,6 +52,8 @@ pub struct Scenario {
     /// Whether some connections are much slower than others, of one session too.
     pub uneven: bool,
     pub disk_us: u64,
+    /// How much of what a copy was given and its disk has not done may be answered, in bytes.
+    pub write_behind: u64,
     /// Whether disks make sectors up, and lose some.
     pub rotten: bool,
     /// In how many of a hundred changes of the view something else goes wrong at the same time.
@@ -168,8 +170,7 @@ enum Event {
     DiskDone {
         node: usize,
         holder: u64,
-        connection: ConnectionId,
-        id: u64,
+        flight: FlightId,
     },
     Persisted {
         node: usize,
@@ -372,7 +373,7 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Arrive { connection, to_writer, message } => self.arrive(connection, to_writer, message),
-            Event::DiskDone { node, holder, connection, id } => self.disk_done(node, holder, connection, id),
+            Event::DiskDone { node, holder, flight } => self.disk_done(node, holder, flight),
             Event::Persisted { node, holder, rows, view } => {
                 if self.holder(node, holder).is_some() {
                     if let Some(disk) = &mut self.nodes[node].disk {

@@ -24,6 +24,8 @@ mod registers;
 mod schedule;
 mod tweak;
 #[cfg(target_arch = "x86_64")]
+mod vaes256;
+#[cfg(target_arch = "x86_64")]
 mod vaes512;
 
 use std::fmt;
@@ -31,6 +33,8 @@ use std::fmt;
 use crate::crypto::LockedError;
 use area::Area;
 use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+use vaes256::Vaes256;
 #[cfg(target_arch = "x86_64")]
 use vaes512::Vaes512;
 
@@ -54,6 +58,8 @@ pub struct Xts {
 pub enum Implementation {
     /// 32 blocks at a time in 512-bit registers. x86-64 with AVX-512, VAES and VPCLMULQDQ.
     VaesAvx512,
+    /// 16 blocks at a time in 256-bit registers. x86-64 with AVX2, VAES and VPCLMULQDQ.
+    VaesAvx2,
     /// The `aes` crate, many blocks at a time: AES instructions where the CPU has them,
     /// constant-time software where it has none.
     Portable,
@@ -100,8 +106,10 @@ impl Xts {
         let engine = match implementation {
             #[cfg(target_arch = "x86_64")]
             Implementation::VaesAvx512 => Vaes512::new(key)?.map(Engine::Vaes512),
+            #[cfg(target_arch = "x86_64")]
+            Implementation::VaesAvx2 => Vaes256::new(key)?.map(Engine::Vaes256),
             #[cfg(not(target_arch = "x86_64"))]
-            Implementation::VaesAvx512 => None,
+            Implementation::VaesAvx512 | Implementation::VaesAvx2 => None,
             Implementation::Portable => Some(Engine::Portable(Portable::new(key)?)),
         };
         let engine = engine.ok_or(XtsError::Unavailable(implementation))?;
@@ -113,6 +121,8 @@ impl Xts {
         match self.engine {
             #[cfg(target_arch = "x86_64")]
             Engine::Vaes512(_) => Implementation::VaesAvx512,
+            #[cfg(target_arch = "x86_64")]
+            Engine::Vaes256(_) => Implementation::VaesAvx2,
             Engine::Portable(_) => Implementation::Portable,
         }
     }
@@ -203,6 +213,8 @@ impl Xts {
             match &self.engine {
                 #[cfg(target_arch = "x86_64")]
                 Engine::Vaes512(engine) => engine.apply(direction, area),
+                #[cfg(target_arch = "x86_64")]
+                Engine::Vaes256(engine) => engine.apply(direction, area),
                 Engine::Portable(engine) => {
                     engine.apply(direction, area);
                     #[cfg(target_arch = "x86_64")]
@@ -224,8 +236,13 @@ impl Implementation {
     /// there.
     pub fn available() -> &'static [Implementation] {
         #[cfg(target_arch = "x86_64")]
-        if Vaes512::available() {
-            return &[Implementation::VaesAvx512, Implementation::Portable];
+        match (Vaes512::available(), Vaes256::available()) {
+            (true, true) => {
+                return &[Implementation::VaesAvx512, Implementation::VaesAvx2, Implementation::Portable];
+            }
+            (true, false) => return &[Implementation::VaesAvx512, Implementation::Portable],
+            (false, true) => return &[Implementation::VaesAvx2, Implementation::Portable],
+            (false, false) => {}
         }
         &[Implementation::Portable]
     }
@@ -234,6 +251,7 @@ impl Implementation {
     pub fn name(self) -> &'static str {
         match self {
             Implementation::VaesAvx512 => "vaes-avx512",
+            Implementation::VaesAvx2 => "vaes-avx2",
             Implementation::Portable => "portable",
         }
     }
@@ -257,6 +275,8 @@ impl fmt::Display for Direction {
 enum Engine {
     #[cfg(target_arch = "x86_64")]
     Vaes512(Vaes512),
+    #[cfg(target_arch = "x86_64")]
+    Vaes256(Vaes256),
     Portable(Portable),
 }
 

@@ -60,7 +60,7 @@ pub(super) fn wipe_avx512() {
 /// Clears the sixteen registers of AVX.
 #[inline]
 #[target_feature(enable = "avx")]
-fn wipe_avx() {
+pub(super) fn wipe_avx() {
     // SAFETY: only registers are written, and every one of them is named as written.
     unsafe {
         asm!(

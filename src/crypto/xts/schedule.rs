@@ -1,9 +1,9 @@
-//! AES-256 round keys for the vector implementation (FIPS 197 §5.2), made with the CPU's own key
+//! AES-256 round keys for the vector implementations (FIPS 197 §5.2), made with the CPU's own key
 //! expansion instructions: no table of ours, no branch, no key byte as an index.
 
 use std::arch::x86_64::{
-    __m128i, __m512i, _mm_aesimc_si128, _mm_aeskeygenassist_si128, _mm_loadu_si128, _mm_shuffle_epi32, _mm_slli_si128,
-    _mm_storeu_si128, _mm_xor_si128, _mm512_loadu_si512,
+    __m128i, __m256i, __m512i, _mm_aesimc_si128, _mm_aeskeygenassist_si128, _mm_loadu_si128, _mm_shuffle_epi32,
+    _mm_slli_si128, _mm_storeu_si128, _mm_xor_si128, _mm256_loadu_si256, _mm512_loadu_si512,
 };
 
 use zeroize::{Zeroize, zeroize_stack};
@@ -66,6 +66,14 @@ impl RoundKeys {
     pub(super) fn round(&self, round: usize) -> __m512i {
         // SAFETY: reads the 64 bytes of one array.
         unsafe { _mm512_loadu_si512(self.0[round].as_ptr().cast()) }
+    }
+
+    /// One round key, in the two lanes of a half register.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn pair(&self, round: usize) -> __m256i {
+        // SAFETY: reads 32 of the 64 bytes of one array.
+        unsafe { _mm256_loadu_si256(self.0[round].as_ptr().cast()) }
     }
 
     /// Key expansion (FIPS 197 §5.2 for Nk = 8). A step makes two round keys out of the two before.

@@ -125,6 +125,7 @@ fn the_default_is_the_first_available() {
 #[test]
 fn implementations_have_short_names() {
     assert_eq!(Implementation::VaesAvx512.to_string(), "vaes-avx512");
+    assert_eq!(Implementation::VaesAvx2.to_string(), "vaes-avx2");
     assert_eq!(Implementation::Portable.to_string(), "portable");
     assert_eq!(format!("{:>12}", Implementation::Portable), "    portable");
     assert_eq!(Direction::Decrypt.to_string(), "decrypt");
@@ -133,7 +134,7 @@ fn implementations_have_short_names() {
 #[test]
 fn what_is_not_available_is_refused_by_name() {
     let key = key_from_seed(4);
-    for implementation in [Implementation::VaesAvx512, Implementation::Portable] {
+    for implementation in [Implementation::VaesAvx512, Implementation::VaesAvx2, Implementation::Portable] {
         let made = Xts::with_implementation(&key, implementation);
         if Implementation::available().contains(&implementation) {
             assert_eq!(made.unwrap().implementation(), implementation);

@@ -29,7 +29,7 @@ use crate::io::segments::Segment;
 use crate::io::zeroing::Zeroing;
 use crate::io::{Completion, Engine, Errno, Operation};
 use crate::replication::message::Request;
-use crate::replication::replica::{Applied, ConnectionId};
+use crate::replication::replica::{Applied, FlightId};
 use crate::replication::view::ViewNumber;
 
 /// Does requests on the copy, for one thread.
@@ -53,10 +53,8 @@ pub struct Executor {
 /// A request that has ended.
 #[derive(Debug)]
 pub struct Ended {
-    /// Where it came from.
-    pub connection: ConnectionId,
-    /// The writer's id of it.
-    pub id: u64,
+    /// Which.
+    pub flight: FlightId,
     /// How it ended, or an error number.
     pub result: Result<Applied, i32>,
     /// The buffer of a write, to be given back, or of a read, whose bytes come first in it. None where the
@@ -105,8 +103,7 @@ impl Payload {
 
 /// A request between [`Executor::apply`] and its end.
 struct Flight {
-    connection: ConnectionId,
-    id: u64,
+    id: FlightId,
     payload: Payload,
     /// Bytes of a read.
     read: Option<usize>,
@@ -162,10 +159,9 @@ impl Executor {
 
     /// Begins a request, which will end in [`drive`](Self::drive). One that the volume cannot have, or
     /// whose memory is too short, ends with `EINVAL` and touches nothing.
-    pub fn apply(&mut self, connection: ConnectionId, id: u64, request: &Request, payload: Payload) {
+    pub fn apply(&mut self, id: FlightId, request: &Request, payload: Payload) {
         let plan = self.plan(request, &payload);
         let mut flight = Flight {
-            connection,
             id,
             payload,
             read: None,
@@ -378,7 +374,7 @@ impl Executor {
     }
 
     fn end(&mut self, key: usize, ended: &mut Vec<Ended>) {
-        let Flight { connection, id, mut payload, read, digest, writes, mut result, .. } = self.flights.remove(key);
+        let Flight { id, mut payload, read, digest, writes, mut result, .. } = self.flights.remove(key);
         if writes && result.is_ok() && self.copy.has_lost() {
             // It may have been among what a sync of another thread has lost.
             result = Err(EIO);
@@ -405,7 +401,7 @@ impl Executor {
             Memory::None | Memory::Borrowed(_) => None,
         };
         let result = result.map(|()| applied).map_err(|Errno(errno)| errno);
-        ended.push(Ended { connection, id, result, payload });
+        ended.push(Ended { flight: id, result, payload });
     }
 }
 

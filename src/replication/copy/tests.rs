@@ -8,7 +8,7 @@ use crate::io::buffer::{BUFFER_BYTES_MAX, BufferPool};
 use crate::io::segments::Segment;
 use crate::io::zeroing::Zeroing;
 use crate::replication::message::{Hello, Reply};
-use crate::replication::replica::{Action, Applied, ConnectionId};
+use crate::replication::replica::{Action, Applied, ConnectionId, FlightId};
 use crate::replication::view::{FailureMode, Member, MemberState, WriterId};
 use crate::store::SectorSize;
 
@@ -55,7 +55,7 @@ struct Hands(Executor);
 
 impl Hands {
     fn one(&mut self, request: &Request, payload: Payload) -> Ended {
-        self.0.apply(CONNECTION, 1, request, payload);
+        self.0.apply(FlightId(1), request, payload);
         self.finish().pop().unwrap()
     }
 
@@ -228,16 +228,16 @@ fn more_requests_than_operations_and_buffers_all_end() {
         let data = pattern(BUFFER_BYTES_MAX, 5);
         hands.write(0, &data, false, false).unwrap();
         let len = BUFFER_BYTES_MAX as u32;
-        let mut left: std::collections::BTreeSet<u64> = (0..200).collect();
+        let mut left: std::collections::BTreeSet<FlightId> = (0..200).map(FlightId).collect();
         for &id in &left {
-            hands.0.apply(CONNECTION, id, &Request::Read { offset: 0, len }, Payload::none());
+            hands.0.apply(id, &Request::Read { offset: 0, len }, Payload::none());
         }
         let mut ended = Vec::new();
         while hands.0.in_flight() > 0 {
             hands.0.drive(&mut ended).unwrap();
             for ended in ended.drain(..) {
                 assert_eq!(ended.result, Ok(Applied::Done));
-                assert!(left.remove(&ended.id));
+                assert!(left.remove(&ended.flight));
                 hands.0.give(ended.payload.unwrap());
             }
             if hands.0.in_flight() > 0 {
@@ -353,10 +353,13 @@ fn the_replica_is_driven_from_hello_to_a_durable_write() {
     copy.replica().request(CONNECTION, view.number, 2, write.clone());
     persist(&copy);
     let actions = copy.replica().take_actions();
-    assert_eq!(actions, [Action::Apply { connection: CONNECTION, id: 2, request: write.clone() }]);
+    let [Action::Apply { connection: CONNECTION, id: 2, flight, request }] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(*request, write);
     let payload = hands.filled(&[1; 512]);
     let ended = hands.one(&write, payload);
-    copy.replica().applied(CONNECTION, 2, ended.result);
+    copy.replica().applied(*flight, ended.result);
     let actions = copy.replica().take_actions();
     assert_eq!(actions, [Action::Reply { connection: CONNECTION, id: 2, reply: Reply::Done }]);
     drop((hands, copy));
@@ -383,7 +386,7 @@ fn equal_content_has_an_equal_digest_be_it_a_hole_or_zeros() {
         // More at once than there are buffers for wait for one another.
         for id in 0..200 {
             let request = Request::Digest { offset: 0, len: BUFFER_BYTES_MAX as u32 };
-            hands.0.apply(CONNECTION, id, &request, Payload::none());
+            hands.0.apply(FlightId(id), &request, Payload::none());
         }
         data.resize(BUFFER_BYTES_MAX, 0);
         let ended = hands.finish();

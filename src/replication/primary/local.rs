@@ -18,7 +18,7 @@ use crate::io::segments::Segment;
 use crate::replication::copy::{CopyError, Ended, Executor, OpenCopy, Payload as Bytes};
 use crate::replication::message::{Hello, Reply, Request, Welcome};
 use crate::replication::region::{RegionIndex, Row};
-use crate::replication::replica::{Action, ConnectionId, Refusal};
+use crate::replication::replica::{Action, ConnectionId, FlightId, Refusal};
 use crate::replication::server::served::{Mail, Mailbox, Served};
 use crate::replication::view::{View, ViewNumber};
 use crate::replication::writer::Payload;
@@ -132,6 +132,8 @@ pub(super) struct LocalHands {
     depth: usize,
     /// Reads and writes that the replica has not answered.
     pending: HashMap<(ConnectionId, u64), Pending>,
+    /// What the disk is doing: for which requests.
+    applying: HashMap<FlightId, (ConnectionId, u64)>,
     /// Requests that it has not seen.
     batch: Vec<Outgoing>,
     /// What came before the connection did.
@@ -168,6 +170,7 @@ impl LocalHands {
             connection: None,
             depth,
             pending: HashMap::new(),
+            applying: HashMap::new(),
             batch: Vec::new(),
             early: Vec::new(),
             ended: Vec::new(),
@@ -307,15 +310,14 @@ impl LocalHands {
                     }
                 }
                 Action::Forget { connection, id } => self.resolve((connection, id), memory),
-                Action::Apply { connection, id, request } if Some(connection) == self.connection => {
-                    self.apply(connection, id, &request, memory);
+                Action::Apply { connection, id, flight, request } if Some(connection) == self.connection => {
+                    self.apply((connection, id), flight, &request, memory);
                 }
                 // Nobody waits for it any more; the replica waits to hear that it is over.
-                Action::Apply { connection, id, .. } => {
+                Action::Apply { flight, .. } => {
                     let caller = self.connection.unwrap_or(NOBODY);
-                    actions.extend(
-                        served.with_replica(caller, |replica| replica.applied(connection, id, Err(libc::ECANCELED))),
-                    );
+                    actions
+                        .extend(served.with_replica(caller, |replica| replica.applied(flight, Err(libc::ECANCELED))));
                 }
                 Action::Persist { rows, view } => {
                     let caller = self.connection.unwrap_or(NOBODY);
@@ -325,9 +327,9 @@ impl LocalHands {
         }
     }
 
-    fn apply(&mut self, connection: ConnectionId, id: u64, request: &Request, memory: &mut Memory) {
+    fn apply(&mut self, key: (ConnectionId, u64), flight: FlightId, request: &Request, memory: &mut Memory) {
         let Some(executor) = &mut self.executor else { return };
-        let payload = self.pending.get_mut(&(connection, id)).map_or(Payload::None, |pending| {
+        let payload = self.pending.get_mut(&key).map_or(Payload::None, |pending| {
             pending.applied = true;
             pending.payload
         });
@@ -340,7 +342,8 @@ impl LocalHands {
             Request::Read { len, .. } => memory.target(payload, len as usize).map_or_else(Bytes::none, lend),
             _ => Bytes::none(),
         };
-        executor.apply(connection, id, request, bytes);
+        self.applying.insert(flight, key);
+        executor.apply(flight, request, bytes);
     }
 
     /// Tells the replica what has been done.
@@ -349,16 +352,18 @@ impl LocalHands {
             return;
         }
         let mut results = Vec::with_capacity(ended.len());
-        for Ended { connection, id, result, payload } in ended.drain(..) {
-            results.push((connection, id, result));
+        for Ended { flight, result, payload } in ended.drain(..) {
+            results.push((flight, result));
             if let (Some(buffer), Some(executor)) = (payload, &mut self.executor) {
                 executor.give(buffer);
             }
-            self.resolve((connection, id), memory);
+            if let Some(key) = self.applying.remove(&flight) {
+                self.resolve(key, memory);
+            }
         }
         let actions = served.with_replica(self.connection.unwrap_or(NOBODY), |replica| {
-            for (connection, id, result) in results {
-                replica.applied(connection, id, result);
+            for (flight, result) in results {
+                replica.applied(flight, result);
             }
         });
         self.act(served, actions, memory);
@@ -377,6 +382,7 @@ impl LocalHands {
         let idle = self.executor.as_ref().is_none_or(|executor| executor.in_flight() == 0);
         if self.connection.is_none() && idle {
             self.executor = None;
+            self.applying.clear();
             self.served = None;
         }
     }

@@ -28,6 +28,7 @@ use crate::store::{Access, Holder, RegionTable, Store, StoreError};
 pub struct Copies {
     root: PathBuf,
     engine: Option<Kind>,
+    write_behind_bytes: u64,
     list: Mutex<List>,
     changed: Condvar,
 }
@@ -96,8 +97,8 @@ impl Lease {
 
 impl Copies {
     /// The copies in folders below `root` that are named for their volumes.
-    pub fn new(root: PathBuf, engine: Option<Kind>) -> Copies {
-        Copies { root, engine, list: Mutex::default(), changed: Condvar::new() }
+    pub fn new(root: PathBuf, engine: Option<Kind>, write_behind_bytes: u64) -> Copies {
+        Copies { root, engine, write_behind_bytes, list: Mutex::default(), changed: Condvar::new() }
     }
 
     /// Where the copies are.
@@ -136,7 +137,11 @@ impl Copies {
                     list.connections += 1;
                     return Ok(Lease { copies: self.clone(), volume, served });
                 }
-                Some(Slot::Busy | Slot::Open { .. }) => {
+                Some(slot @ (Slot::Busy | Slot::Open { .. })) => {
+                    // One that has failed is opened again when all have let go of it, also those who did not listen.
+                    if let Slot::Open { served, .. } = slot {
+                        served.close();
+                    }
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return Err(Denied::Busy);
@@ -325,6 +330,7 @@ impl Copies {
             opened = OpenCopy::open(&dir, self.engine);
         }
         let copy = opened?;
+        copy.replica().write_behind(self.write_behind_bytes);
         let engine = copy.engine().map_or(String::new(), |engine| format!(", {engine} engine"));
         log::info!("{}: opened, in incarnation {}{engine}", dir.display(), copy.incarnation().0);
         Ok(copy)

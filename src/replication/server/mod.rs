@@ -79,11 +79,19 @@ pub struct Settings {
     pub shared_bytes: usize,
     /// The longest time that a connection watches its disk before it sleeps.
     pub watch_time: Duration,
+    /// How many bytes of writes that a copy has been given, and its disk has not done, may be answered.
+    pub write_behind_bytes: u64,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { engine: None, opening_time: OPENING_TIME, shared_bytes: SHARED_BYTES, watch_time: Duration::ZERO }
+        Settings {
+            engine: None,
+            opening_time: OPENING_TIME,
+            shared_bytes: SHARED_BYTES,
+            watch_time: Duration::ZERO,
+            write_behind_bytes: WRITE_BEHIND_BYTES,
+        }
     }
 }
 
@@ -151,7 +159,7 @@ impl Server {
         let gate = Arc::new(Gate::new().map_err(ServerError::Network)?);
         let lobby = Lobby::new(gate.clone(), settings.opening_time).map_err(ServerError::Network)?;
         let house = Arc::new(House {
-            copies: Arc::new(Copies::new(root, settings.engine)),
+            copies: Arc::new(Copies::new(root, settings.engine, settings.write_behind_bytes)),
             budget: Arc::new(Budget::new(settings.shared_bytes)),
             watch_time: settings.watch_time,
             tls,
@@ -255,6 +263,8 @@ fn hold(root: &Path) -> Result<File, ServerError> {
 /// How often it is looked at what time alone changes.
 const TICK: Duration = Duration::from_secs(1);
 const SHARED_BYTES: usize = 1 << 30;
+/// What a slow disk, a hundred writes a second, has done after a few seconds.
+const WRITE_BEHIND_BYTES: u64 = 1 << 20;
 const OPENING_TIME: Duration = Duration::from_secs(10);
 const ACCEPTED_MAX: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

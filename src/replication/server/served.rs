@@ -76,7 +76,7 @@ impl Served {
     /// `own`, and any [`Action::Persist`].
     pub fn with_replica(&self, own: ConnectionId, call: impl FnOnce(&mut Replica)) -> Vec<Action> {
         let mut replica = self.copy.replica();
-        let had_failed = replica.has_failed();
+        let was_over = replica.is_over();
         call(&mut replica);
         let (mine, others): (Vec<_>, Vec<_>) =
             replica.take_actions().into_iter().partition(|action| addressee(action).is_none_or(|id| id == own));
@@ -91,7 +91,7 @@ impl Served {
                 }
             }
         }
-        if replica.has_failed() && !had_failed {
+        if replica.is_over() && !was_over {
             log::error!("{}: the copy has failed; its connections are closed", self.copy.dir().display());
             self.close();
         }

@@ -26,7 +26,7 @@ use crate::io::buffer::{BUFFER_BYTES_MAX, Buffer, buffer_bytes};
 use crate::io::patience::Patience;
 use crate::replication::copy::{Ended, Executor, Payload};
 use crate::replication::message::{Hello, PAYLOAD_BYTES_MAX, Reply, Request};
-use crate::replication::replica::{Action, ConnectionId, Refusal};
+use crate::replication::replica::{Action, ConnectionId, FlightId, Refusal};
 use crate::replication::transport::{Connection, TransportError};
 use crate::replication::view::ViewNumber;
 use crate::replication::wire::{Answer, ProtocolVersion, RequestFrame, Role, WireError, encode_reply};
@@ -48,6 +48,9 @@ pub struct Service {
     welcomed: bool,
     /// Requests that are not answered.
     pending: BTreeMap<u64, Pending>,
+    /// What the disk is doing: for which requests.
+    applying: BTreeMap<FlightId, Applying>,
+    /// Of requests that are not answered, or are but not done.
     bytes_pending: usize,
     /// The bytes that requests and replies may take.
     grant: Grant,
@@ -62,10 +65,20 @@ pub struct Service {
 
 struct Pending {
     bytes: usize,
+    /// The disk is busy with it.
+    flight: Option<FlightId>,
     /// Bytes of a read.
     read: usize,
     /// What came with a write, or was read.
     buffer: Option<Buffer>,
+}
+
+/// What the disk is busy with.
+enum Applying {
+    /// The request with this id.
+    Pending(u64),
+    /// A write that is answered, and takes so many bytes.
+    Answered(usize),
 }
 
 /// How a connection came to its end.
@@ -146,6 +159,7 @@ impl Service {
             version,
             welcomed: false,
             pending: BTreeMap::new(),
+            applying: BTreeMap::new(),
             bytes_pending: 0,
             grant,
             incoming: None,
@@ -187,7 +201,8 @@ impl Service {
             self.connection.send()?;
             // Requests that were left where they are may be in memory already, where no socket tells of them.
             busy |= was_full && !self.is_full();
-            if !busy && !self.patience.keep_watching(self.executor.in_flight() > 0) {
+            // For what is answered nobody waits.
+            if !busy && !self.patience.keep_watching(!self.pending.is_empty()) {
                 self.patience.sleeps();
                 self.sleep().map_err(End::Engine)?;
             }
@@ -292,7 +307,7 @@ impl Service {
             _ => (0, 0),
         };
         self.bytes_pending += bytes;
-        self.pending.insert(id, Pending { bytes, read, buffer });
+        self.pending.insert(id, Pending { bytes, flight: None, read, buffer });
         Ok(Some((view, id, request)))
     }
 
@@ -319,10 +334,14 @@ impl Service {
                         self.executor.give(buffer);
                     }
                 }
-                Action::Apply { connection, id, request } => {
-                    let buffer = self.pending.get_mut(&id).and_then(|pending| pending.buffer.take());
+                Action::Apply { id, flight, request, .. } => {
+                    let buffer = self.pending.get_mut(&id).and_then(|pending| {
+                        pending.flight = Some(flight);
+                        pending.buffer.take()
+                    });
                     let payload = buffer.map_or_else(Payload::none, Payload::owned);
-                    self.executor.apply(connection, id, &request, payload);
+                    self.applying.insert(flight, Applying::Pending(id));
+                    self.executor.apply(flight, &request, payload);
                 }
                 Action::Persist { rows, view } => {
                     let persisted = served.copy().persist(&rows, view.as_deref());
@@ -341,25 +360,43 @@ impl Service {
         let mut ended = std::mem::take(&mut self.ended);
         let driven = self.executor.drive(&mut ended);
         let busy = !ended.is_empty();
+        let mut awaited = false;
         let mut results = Vec::with_capacity(ended.len());
-        for Ended { id, result, payload, .. } in ended.drain(..) {
-            results.push((id, result));
-            match (self.pending.get_mut(&id), payload) {
-                (Some(pending), Some(buffer)) if pending.read > 0 => pending.buffer = Some(buffer),
-                (_, Some(buffer)) => self.executor.give(buffer),
-                (_, None) => {}
+        for Ended { flight, result, payload } in ended.drain(..) {
+            results.push((flight, result));
+            let pending = match self.applying.remove(&flight) {
+                Some(Applying::Pending(id)) => self.pending.get_mut(&id),
+                Some(Applying::Answered(bytes)) => {
+                    self.bytes_pending -= bytes;
+                    None
+                }
+                None => None,
+            };
+            awaited |= pending.is_some();
+            match (pending, payload) {
+                (Some(pending), Some(buffer)) if pending.read > 0 => {
+                    (pending.flight, pending.buffer) = (None, Some(buffer));
+                }
+                (pending, payload) => {
+                    pending.into_iter().for_each(|pending| pending.flight = None);
+                    payload.into_iter().for_each(|buffer| self.executor.give(buffer));
+                }
             }
         }
         self.ended = ended;
-        if busy {
+        if awaited {
             self.patience.disk_came();
+        }
+        if busy {
             let own = self.id;
             let actions = served.with_replica(own, |replica| {
-                for (id, result) in results {
-                    replica.applied(own, id, result);
+                for (flight, result) in results {
+                    replica.applied(flight, result);
                 }
             });
             self.act(served, actions)?;
+        }
+        if awaited {
             self.patience.answered();
         }
         driven.map_err(End::Engine)?;
@@ -376,7 +413,11 @@ impl Service {
     /// Queues a reply, and the bytes that belong to it; the request is then over.
     fn reply(&mut self, id: u64, reply: &Reply) -> Result<(), End> {
         let pending = self.pending.remove(&id);
-        self.bytes_pending -= pending.as_ref().map_or(0, |pending| pending.bytes);
+        let bytes = pending.as_ref().map_or(0, |pending| pending.bytes);
+        match pending.as_ref().and_then(|pending| pending.flight) {
+            Some(flight) => _ = self.applying.insert(flight, Applying::Answered(bytes)),
+            None => self.bytes_pending -= bytes,
+        }
         let read = pending.as_ref().map_or(0, |pending| pending.read);
         let buffer = pending.and_then(|pending| pending.buffer);
         let reply = match reply {
@@ -403,7 +444,7 @@ impl Service {
 
     /// Whether another request may come, be it with more memory.
     fn has_room(&mut self) -> bool {
-        while self.is_full() && self.pending.len() < REQUESTS_MAX && self.grant.grow() {
+        while self.is_full() && self.requests() < REQUESTS_MAX && self.grant.grow() {
             self.executor.limit_buffers(self.grant.bytes());
         }
         !self.is_full()
@@ -412,12 +453,17 @@ impl Service {
     /// Whether no more requests may come for now.
     fn is_full(&self) -> bool {
         let used = self.bytes_pending + self.connection.outbound_bytes();
-        self.pending.len() >= REQUESTS_MAX || used + PAYLOAD_BYTES_MAX as usize > self.grant.bytes()
+        self.requests() >= REQUESTS_MAX || used + PAYLOAD_BYTES_MAX as usize > self.grant.bytes()
+    }
+
+    /// Requests that are not answered, or are but not done.
+    fn requests(&self) -> usize {
+        self.pending.len().max(self.executor.in_flight())
     }
 
     /// Makes do with little memory, if nothing is in flight.
     fn give_back(&mut self) {
-        if self.pending.is_empty() && self.incoming.is_none() && self.connection.outbound_bytes() == 0 {
+        if self.requests() == 0 && self.incoming.is_none() && self.connection.outbound_bytes() == 0 {
             self.grant.shrink();
             self.executor.limit_buffers(self.grant.bytes());
         }
@@ -469,15 +515,15 @@ impl Service {
                 engine_failed = self.executor.wait(&[self.epoll.as_fd()]).is_err();
             }
         }
-        let Service { executor, connection, pending, .. } = self;
+        let Service { executor, connection, applying, .. } = self;
         connection.close();
         // Waits for what a failed engine may still have in the kernel.
         drop(executor);
         if engine_failed {
             log::error!("{}: the I/O engine of a connection failed", served.copy().dir().display());
             let actions = served.with_replica(id, |replica| {
-                for request in pending.keys() {
-                    replica.applied(id, *request, Err(libc::EIO));
+                for flight in applying.into_keys() {
+                    replica.applied(flight, Err(libc::EIO));
                 }
             });
             log::debug!("left behind: {actions:?}");
