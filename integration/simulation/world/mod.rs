@@ -97,6 +97,8 @@ pub struct World {
     pub peace: bool,
     /// Made-up values that were copied on before anybody could know, or by one who was trusted.
     spread: BTreeSet<Value>,
+    /// What most copies have of a sector since disks last decayed at rest, where most have the same.
+    agreed: BTreeMap<usize, Value>,
     pub counts: Counts,
     /// How many members there were when they were last changed.
     members: usize,
@@ -290,6 +292,7 @@ impl World {
             error: None,
             peace: false,
             spread: BTreeSet::new(),
+            agreed: BTreeMap::new(),
             counts: Counts::default(),
             members,
         };
