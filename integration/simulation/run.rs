@@ -32,6 +32,9 @@ fn scenario(seed: u64) -> Scenario {
     let mut of_members = Random::new(!seed ^ 0x6d656d62657273);
     let rotten = seed.is_multiple_of(4);
     let changing = of_members.chance(50) && (!rotten || seed % 8 == 4);
+    // Of its own too, and in the world: what is read of the view changes nothing else.
+    let mut of_reads = Random::new(!seed ^ 0x7265616473);
+    let stale = of_reads.chance(30).then_some(of_reads);
     let others = if changing { others.max(of_members.between(1, 3) as usize) } else { others };
     let restless = random.chance(20);
     let away = restless || random.chance(25);
@@ -57,6 +60,7 @@ fn scenario(seed: u64) -> Scenario {
         troubled: *random.pick(&[0, 5, 30]),
         disk_us: *random.pick(&[50, 1_000, 5_000]),
         lease_ms: 3_000,
+        stale,
         settings: Settings {
             peer_timeout_us: 1_500_000,
             ping_interval_us: 400_000,

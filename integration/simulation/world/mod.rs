@@ -57,6 +57,8 @@ pub struct Scenario {
     /// In how many of a hundred changes of the view something else goes wrong at the same time.
     pub troubled: u64,
     pub lease_ms: u32,
+    /// Of what reads of the view follow that find an earlier one, if any do.
+    pub stale: Option<Random>,
     pub settings: Settings,
 }
 
@@ -120,6 +122,7 @@ pub struct Counts {
     pub rounds: u64,
     pub healed: u64,
     pub rot_read: u64,
+    pub stale_reads: u64,
 }
 
 impl Counts {
@@ -137,6 +140,7 @@ impl Counts {
         self.rounds += other.rounds;
         self.healed += other.healed;
         self.rot_read += other.rot_read;
+        self.stale_reads += other.stale_reads;
     }
 
     /// Whether each kind of thing has happened.
@@ -144,7 +148,7 @@ impl Counts {
         let kinds = [self.operations, self.views, self.attaches, self.replaced, self.power_losses];
         let more = [self.copied, self.asked_others, self.added, self.removed, self.disks_lost];
         let compared = [self.rounds, self.healed, self.rot_read];
-        kinds.iter().chain(&more).chain(&compared).all(|&count| count > 0)
+        kinds.iter().chain(&more).chain(&compared).chain([&self.stale_reads]).all(|&count| count > 0)
     }
 }
 
@@ -258,6 +262,7 @@ impl World {
         let nodes = nodes.collect();
         let history = History::new(scenario.sectors);
         let members = scenario.members;
+        let stale = scenario.stale.clone();
         let _ = random.next();
         let mut world = Self {
             scenario,
@@ -272,13 +277,7 @@ impl World {
             next_process: 1,
             connections: BTreeMap::new(),
             next_connection: 1,
-            store: Store {
-                view,
-                unreachable_until: 0,
-                cut_off: BTreeSet::new(),
-                silent_until: 0,
-                deaf: BTreeSet::new(),
-            },
+            store: Store::new(view, stale),
             history,
             next_value: 1,
             lost_cache: None,
