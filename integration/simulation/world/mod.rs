@@ -59,6 +59,8 @@ pub struct Scenario {
     /// In how many of a hundred changes of the view something else goes wrong at the same time.
     pub troubled: u64,
     pub lease_ms: u32,
+    /// Of what reads of the view follow that find an earlier one, if any do.
+    pub stale: Option<Random>,
     pub settings: Settings,
 }
 
@@ -99,6 +101,8 @@ pub struct World {
     pub peace: bool,
     /// Made-up values that were copied on before anybody could know, or by one who was trusted.
     spread: BTreeSet<Value>,
+    /// What most copies have of a sector since disks last decayed at rest, where most have the same.
+    agreed: BTreeMap<usize, Value>,
     pub counts: Counts,
     /// How many members there were when they were last changed.
     members: usize,
@@ -120,6 +124,7 @@ pub struct Counts {
     pub rounds: u64,
     pub healed: u64,
     pub rot_read: u64,
+    pub stale_reads: u64,
 }
 
 impl Counts {
@@ -137,6 +142,7 @@ impl Counts {
         self.rounds += other.rounds;
         self.healed += other.healed;
         self.rot_read += other.rot_read;
+        self.stale_reads += other.stale_reads;
     }
 
     /// Whether each kind of thing has happened.
@@ -144,7 +150,7 @@ impl Counts {
         let kinds = [self.operations, self.views, self.attaches, self.replaced, self.power_losses];
         let more = [self.copied, self.asked_others, self.added, self.removed, self.disks_lost];
         let compared = [self.rounds, self.healed, self.rot_read];
-        kinds.iter().chain(&more).chain(&compared).all(|&count| count > 0)
+        kinds.iter().chain(&more).chain(&compared).chain([&self.stale_reads]).all(|&count| count > 0)
     }
 }
 
@@ -257,6 +263,7 @@ impl World {
         let nodes = nodes.collect();
         let history = History::new(scenario.sectors);
         let members = scenario.members;
+        let stale = scenario.stale.clone();
         let _ = random.next();
         let mut world = Self {
             scenario,
@@ -271,13 +278,7 @@ impl World {
             next_process: 1,
             connections: BTreeMap::new(),
             next_connection: 1,
-            store: Store {
-                view,
-                unreachable_until: 0,
-                cut_off: BTreeSet::new(),
-                silent_until: 0,
-                deaf: BTreeSet::new(),
-            },
+            store: Store::new(view, stale),
             history,
             next_value: 1,
             lost_cache: None,
@@ -291,6 +292,7 @@ impl World {
             error: None,
             peace: false,
             spread: BTreeSet::new(),
+            agreed: BTreeMap::new(),
             counts: Counts::default(),
             members,
         };

@@ -27,6 +27,8 @@ pub struct Process {
     pub(super) round: Option<(u64, bool)>,
     /// The round that ended last.
     pub ended: Option<Round>,
+    /// The highest number of a view that it has heard of from the store.
+    seen: ViewNumber,
     /// When it attached: from then on it may miss that a copy loses its cache.
     attached: u64,
     pub(super) sessions: BTreeMap<MemberIndex, Session>,
@@ -61,14 +63,17 @@ impl World {
         self.next_process += 1;
         let id = WriterId { node: name_of(node), attachment: Uuid::from_u128(0xa000 + u128::from(number)) };
         let regions = self.regions();
+        let stored = self.store.read();
+        let seen = stored.number;
         // A copy that was removed is nobody's.
-        let local = self.store.view.member_on(&name_of(node)).filter(|_| self.nodes[node].disk.is_some());
+        let local = stored.member_on(&name_of(node)).filter(|_| self.nodes[node].disk.is_some());
         if local.is_some() {
             self.release_copy(node, false);
             self.open_copy(node, Some(number));
         }
-        let stored = self.store.view.clone();
-        self.note(|| format!("process {number} attaches on node {node}, view {}", stored.number));
+        let is_stale = if seen < self.store.view.number { ", which was replaced" } else { "" };
+        self.note(|| format!("process {number} attaches on node {node}, view {seen}{is_stale}"));
+        self.counts.stale_reads += u64::from(!is_stale.is_empty());
         let settings = self.scenario.settings.clone();
         let writer = Writer::attach(id.clone(), local, regions, settings, stored, Time(self.now));
         let Ok(writer) = writer else {
@@ -86,6 +91,7 @@ impl World {
                 served: false,
                 round: None,
                 ended: None,
+                seen,
                 attached: self.now,
                 sessions: BTreeMap::new(),
                 copies: BTreeMap::new(),
@@ -270,7 +276,12 @@ impl World {
             return;
         }
         let old = self.store.view.clone();
-        let result = self.store.swap(current, next);
+        let seen = self.processes.get(&process).map_or(ViewNumber::NONE, |process| process.seen);
+        // What gets there late was read before.
+        let result = if answer { self.store.change(seen, current, next) } else { self.store.swap(current, next) };
+        if let Swapped::Conflict(read) = &result {
+            self.counts.stale_reads += u64::from(read.number < self.store.view.number);
+        }
         if result == Swapped::Stored && process != self.guest_process {
             let lives = |view: &View, node: &NodeName| {
                 view.place_of(node).map(|place| view.members[usize::from(place.0)].state)
@@ -284,6 +295,13 @@ impl World {
             let is_deaf = node.is_some_and(|node| self.store.deaf.contains(&node));
             let silent = is_deaf || self.store.silent_until > self.now;
             let result = if silent { Swapped::Unknown } else { result };
+            if let Some(process) = self.processes.get_mut(&process) {
+                process.seen = match &result {
+                    Swapped::Stored => next.number,
+                    Swapped::Conflict(read) => read.number,
+                    Swapped::Unavailable | Swapped::Unknown => process.seen,
+                };
+            }
             let delay = self.random.delay(2_000);
             self.at(self.now + delay, Event::StoreAnswered { process, result });
         }

@@ -9,7 +9,7 @@ use sealblk::replication::message::Request;
 use sealblk::replication::view::MemberIndex;
 use sealblk::replication::writer::{Finding, Outcome, Payload, Repair, Round, RoundPlan, Time};
 
-use super::{Event, SECTOR_BYTES, World, node_of};
+use super::{Event, SECTOR_BYTES, World, node_of, number_of};
 use crate::disk::{Disk, Value, is_rot, rot};
 use crate::guest;
 
@@ -22,7 +22,7 @@ impl World {
             return;
         }
         let number = *self.random.pick(&served);
-        let members = self.scenario.members as u64;
+        let members = self.processes[&number].writer.view().members.len() as u64;
         let repair = match self.random.below(10) {
             0..3 => Repair::None,
             3 if self.scenario.rotten => Repair::Trust(MemberIndex(self.random.below(members) as u8)),
@@ -143,11 +143,12 @@ impl World {
         }
     }
 
-    /// Disks decay while nobody writes. Gives back what most copies have of each sector, be it that they have made it
-    /// up, where most have the same.
-    pub fn decay_at_rest(&mut self) -> Vec<(usize, Value)> {
+    /// Disks decay while nobody writes. Notes what most copies have of each sector, be it that they have made it up,
+    /// where most have the same.
+    pub fn decay_at_rest(&mut self) {
+        let members = self.present_nodes();
         for _ in 0..self.random.below(12) {
-            let node = self.random.below(self.scenario.members as u64) as usize;
+            let node = members[self.random.below(members.len() as u64) as usize];
             let sector = self.random.below(self.scenario.sectors as u64) as usize;
             if self.random.chance(70) {
                 self.make_up(node, sector);
@@ -156,21 +157,30 @@ impl World {
             }
         }
         self.regain_lost();
-        let disks: Vec<&Disk> = self.nodes.iter().filter_map(|node| node.disk.as_ref()).collect();
-        let agreed = (0..self.scenario.sectors).filter_map(|sector| {
-            let readable: Vec<Value> =
-                disks.iter().filter(|disk| disk.is_readable(sector, 1)).map(|disk| disk.read(sector, 1)[0]).collect();
-            let most = |value: &Value| readable.iter().filter(|other| *other == value).count() * 2 > readable.len();
-            readable.iter().copied().find(most).map(|value| (sector, value))
-        });
-        agreed.collect()
+        let sectors = 0..self.scenario.sectors;
+        self.agreed = sectors.filter_map(|sector| self.most(sector).map(|value| (sector, value))).collect();
+    }
+
+    /// The nodes of the members, in order: what one has that was removed says nothing.
+    fn present_nodes(&self) -> Vec<usize> {
+        self.store.view.present().map(|member| number_of(&member.node)).collect()
+    }
+
+    /// What more than half of the copies say of a sector that can read it.
+    fn most(&self, sector: usize) -> Option<Value> {
+        let nodes = self.present_nodes();
+        let disks = nodes.into_iter().filter_map(|node| self.nodes[node].disk.as_ref());
+        let readable: Vec<Value> =
+            disks.filter(|disk| disk.is_readable(sector, 1)).map(|disk| disk.read(sector, 1)[0]).collect();
+        let most = |value: &Value| readable.iter().filter(|other| *other == value).count() * 2 > readable.len();
+        readable.iter().copied().find(most)
     }
 
     /// What most copies had they all have.
-    pub fn check_agreed(&self, agreed: &[(usize, Value)]) -> Result<(), String> {
-        for &(sector, value) in agreed {
-            for (index, node) in self.nodes.iter().enumerate() {
-                let Some(disk) = &node.disk else { continue };
+    pub fn check_agreed(&self) -> Result<(), String> {
+        for (&sector, &value) in &self.agreed {
+            for index in self.present_nodes() {
+                let Some(disk) = &self.nodes[index].disk else { continue };
                 let found = disk.read(sector, 1)[0];
                 // A copy that was sent what it lacks may have been sent what another had made up.
                 if found != value && !self.spread.contains(&found) {
@@ -208,12 +218,18 @@ impl World {
         for sector in 0..self.scenario.sectors {
             let readable =
                 |node: &usize| self.nodes[*node].disk.as_ref().is_some_and(|disk| disk.is_readable(sector, 1));
-            if !in_sync.iter().any(readable) {
-                for node in &mut self.nodes {
-                    if let Some(disk) = &mut node.disk {
-                        disk.regain(sector, 1, self.now);
-                    }
+            if in_sync.iter().any(readable) {
+                continue;
+            }
+            for node in &mut self.nodes {
+                if let Some(disk) = &mut node.disk {
+                    disk.regain(sector, 1, self.now);
                 }
+            }
+            // Whoever could read it may be away just now, and counts for less when it is back: those that can read it
+            // again say something too.
+            if self.agreed.get(&sector).is_some_and(|&value| self.most(sector) != Some(value)) {
+                self.agreed.remove(&sector);
             }
         }
     }

@@ -202,3 +202,45 @@ fn a_claim_goes_on_with_the_members_that_it_finds() {
     assert_eq!(bench.find(|action| matches!(action, Action::Connect { member, .. } if member.0 == 1)), None);
     assert_eq!(bench.swaps().last().unwrap(), &[1, RETIRED, 5]);
 }
+
+#[test]
+fn a_conflict_may_tell_of_a_view_that_was_replaced_since() {
+    let mut bench = Bench::claim(&[1, 1], false);
+    bench.stores = false;
+    bench.run();
+    let view = |number, writer| View { number: ViewNumber(number), writer, ..bench.writer.view().clone() };
+    let (second, fifth) = (view(2, None), view(5, None));
+    let other = WriterId { node: "other".parse().unwrap(), attachment: Uuid::from_u128(7) };
+    let replaced = view(7, Some(other.clone()));
+    for (actual, claimed) in [(second, 3), (fifth, 6)] {
+        bench.writer.swapped(Time(0), Swapped::Conflict(Box::new(actual)));
+        bench.run();
+        let swap = |action: &Action| matches!(action, Action::Swap { current, next } if (current.0, next.number.0) == (claimed - 1, claimed));
+        assert!(bench.find(swap).is_some(), "what was read is claimed as any view: {:?}", bench.seen);
+        assert_eq!(bench.find(|action| matches!(action, Action::Connect { .. })), None, "it is not claimed yet");
+    }
+    bench.writer.swapped(Time(0), Swapped::Conflict(Box::new(replaced)));
+    bench.run();
+    assert!(bench.seen.contains(&Action::Stop(StopReason::Replaced(Some(other)))), "{:?}", bench.seen);
+}
+
+#[test]
+fn nothing_is_compared_yet_of_who_takes_the_place_of_another() {
+    let mut bench = Bench::serving(&[1, 1, 1], false);
+    let plan = RoundPlan { from: 0, repair: Repair::Majority, rate: REGION_BYTES };
+    bench.writer.verify(Time(bench.now), plan).unwrap();
+    bench.pass(1_500_000);
+    let compared = bench.writer.round().expect("it takes seconds").compared;
+    assert!(compared.contains_key(&MemberIndex(2)), "{compared:?}");
+    bench.deaf = vec![2];
+    bench.remove(1, "node-2");
+    bench.change(2, added("node-9"));
+    assert_eq!(bench.writer.view().members[2].node, node("node-9"));
+    bench.pass(5_000_000);
+    let round = bench.seen.iter().find_map(|action| match action {
+        Action::RoundEnded(round) => Some(round),
+        _ => None,
+    });
+    let compared = &round.expect("all the others are here").compared;
+    assert_eq!(*compared, [0, 1].map(|member| (MemberIndex(member), 4 * REGION_BYTES)).into());
+}

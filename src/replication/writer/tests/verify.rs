@@ -285,3 +285,35 @@ fn a_copy_that_cannot_be_written_either_is_lost() {
     let lost = |action: &Action| matches!(action, Action::Lost(MemberIndex(0), Loss::Failed(5)));
     assert!(bench.find(lost).is_some());
 }
+
+#[test]
+fn nothing_is_healed_in_a_region_that_copies_are_told_to_settle() {
+    let mut bench = Bench::serving(&[1, 1, 1], false);
+    bench.write(1, 0);
+    bench.wrong = vec![(1, 512, Wrong::Differs(7))];
+    bench.held = |request| matches!(request, Request::Read { .. });
+    bench.verify(PLAN).unwrap();
+    let (source, read) = bench.held_back.pop().expect("what is right is being read");
+
+    // Meanwhile the region is found quiet.
+    bench.held = |request| matches!(request, Request::Read { .. } | Request::Settle(_));
+    bench.pass(SETTLE_US);
+    let settling = std::mem::take(&mut bench.held_back);
+    assert_eq!(settling.len(), 3, "every copy is told");
+    bench.reply(source, read, Reply::Data);
+    bench.run();
+    assert_eq!(bench.healing(), [], "a copy that is told late takes the intent for one of before");
+
+    bench.held = |_| false;
+    let again = std::mem::take(&mut bench.held_back);
+    for (member, id) in settling {
+        bench.reply(member, id, Reply::Done);
+    }
+    for (member, id) in again {
+        bench.reply(member, id, Reply::Data);
+    }
+    bench.run();
+    assert_eq!(bench.healing(), [(1, 512, 512, true)]);
+    let round = bench.round_ended().unwrap();
+    assert_eq!((round.healed_bytes, round.left_bytes), (512, 0));
+}
