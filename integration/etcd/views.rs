@@ -19,6 +19,7 @@ fn view(number: u64) -> View {
     let member = |node: usize| Member {
         node: name(node).parse().expect("a node's name"),
         address: format!("{}:7420", name(node)),
+        zone: None,
         state: MemberState::InSync(Incarnation(Uuid::from_u128(number as u128 + node as u128))),
     };
     View {

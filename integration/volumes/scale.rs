@@ -108,6 +108,7 @@ impl Volume {
         let member = |node: &usize| Member {
             node: name(*node),
             address: format!("{}:7420", name(*node)),
+            zone: None,
             state: MemberState::InSync(Incarnation(Uuid::from_u128(1))),
         };
         let view = View {
@@ -146,6 +147,7 @@ impl Volume {
         let member = |(place, node): (usize, &usize)| Member {
             node: name(*node),
             address: format!("{}:7420", name(*node)),
+            zone: None,
             state: MemberState::InSync(Incarnation(Uuid::from_u128(if place == 0 { 2 } else { 1 }))),
         };
         View {

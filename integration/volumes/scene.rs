@@ -102,6 +102,11 @@ impl Scene {
         format!("kubernetes:{}/{VOLUME}", self.namespace)
     }
 
+    /// That of the nodes' account.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
     /// Where the replica of a node listens.
     pub fn address(&self, node: usize) -> String {
         format!("127.0.0.1:{}", self.ports[node])

@@ -18,6 +18,7 @@ fn view(scene: &Scene, number: u64) -> View {
     let member = |node: usize| Member {
         node: name(node).parse().expect("a node's name"),
         address: scene.address(node),
+        zone: Some(format!("zone-{node}").parse().expect("a zone")),
         state: MemberState::InSync(Incarnation(Uuid::from_u128(number as u128 + node as u128))),
     };
     View {

@@ -219,6 +219,16 @@ pub enum CliError {
         /// Why, as the process that serves it says.
         reason: String,
     },
+    /// Members are changed, and the spec of the volume does not say so.
+    #[error(
+        "the members of volume {volume} of the cluster are changed, but its spec is not: {source}: set spec.members to what status.view.members says"
+    )]
+    SpecMembers {
+        /// The volume.
+        volume: VolumeName,
+        /// Why not.
+        source: ViewStoreError,
+    },
     /// No memory for what a volume's key gives.
     #[error(transparent)]
     Locked(#[from] LockedError),

@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 mod check;
+mod zone;
 
 pub(in crate::replication) use check::is_address;
 pub use check::{LEASE_MS_MAX, ViewError, ViewFault};
+pub use zone::{Placement, Spread, Zone, ZoneError};
 
 /// The most copies that a volume may have.
 pub const MEMBERS_MAX: usize = 8;
@@ -144,8 +146,30 @@ pub struct Member {
     pub node: NodeName,
     /// Where its replica listens: HOST:PORT.
     pub address: String,
+    /// The zone that the node is in, if whoever made it a member has said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
     /// Whether it has every acknowledged write.
     pub state: MemberState,
+}
+
+impl Member {
+    /// What it was made a member with.
+    pub fn as_new(&self) -> NewMember {
+        NewMember { node: self.node.clone(), address: self.address.clone(), zone: self.zone.clone() }
+    }
+}
+
+/// A node that is to keep a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewMember {
+    /// Which one.
+    pub node: NodeName,
+    /// Where its replica listens: HOST:PORT.
+    pub address: String,
+    /// The zone that it is in, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
 }
 
 /// What a view says about a copy.
@@ -191,6 +215,12 @@ impl View {
     /// The copies that there are: every member that was not removed.
     pub fn present(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|member| member.state != MemberState::Retired)
+    }
+
+    /// Whether the copies in sync are in more zones than one.
+    pub fn spread(&self) -> Spread {
+        let in_sync = self.members.iter().filter(|member| matches!(member.state, MemberState::InSync(_)));
+        Spread::of(in_sync.map(|member| Placement { node: member.node.as_str(), zone: member.zone.as_ref() }))
     }
 
     /// How many copies the failure mode is about.
@@ -323,8 +353,12 @@ mod tests {
     fn members_that_were_removed_or_only_added_do_not_count() {
         let life = MemberState::InSync(Incarnation(Uuid::nil()));
         let states = [life, MemberState::Behind, MemberState::Added, MemberState::Retired];
-        let member =
-            |(index, &state)| Member { node: format!("n{index}").parse().unwrap(), address: "n:1".into(), state };
+        let member = |(index, &state)| Member {
+            node: format!("n{index}").parse().unwrap(),
+            address: "n:1".into(),
+            zone: None,
+            state,
+        };
         let view = View {
             volume: Uuid::nil(),
             number: ViewNumber(1),

@@ -237,6 +237,7 @@ impl World {
                 .map(|index| Member {
                     node: name_of(index),
                     address: String::new(),
+                    zone: None,
                     state: MemberState::InSync(Incarnation(Uuid::nil())),
                 })
                 .collect(),

@@ -11,7 +11,7 @@ use super::calls::Caller;
 use super::shared::Shared;
 use crate::replication::View;
 use crate::replication::transport::{OpenError, create};
-use crate::replication::view::{Member, MemberState, NodeName};
+use crate::replication::view::{Member, MemberState, NewMember, NodeName};
 use crate::replication::writer::{EditRefusal, MemberEdit, StopReason};
 use crate::store::Superblock;
 
@@ -28,11 +28,13 @@ impl Members {
     /// # Errors
     ///
     /// [`MembersError`]; the node is no member then, unless that says so.
-    pub(super) fn add(&self, shared: &Arc<Shared>, node: &NodeName, address: &str) -> Result<(), MembersError> {
-        shared.change_members(MemberEdit::Add { node: node.clone(), address: address.to_owned() }, EDIT_TIME)?;
+    pub(super) fn add(&self, shared: &Arc<Shared>, new: &NewMember) -> Result<(), MembersError> {
+        let node = &new.node;
+        shared.change_members(MemberEdit::Add(new.clone()), EDIT_TIME)?;
         let view = shared.look(|state| state.writer.view().clone());
         let added = view.member_on(node).map(|index| &view.members[usize::from(index.0)]);
-        // Somebody has removed it again meanwhile, and nobody may make a copy for one that is no member.
+        // Nobody may make a copy for one that is no member, as somebody may have removed it again, nor for one that was
+        // a member before, of which only the zone is another.
         let Some(peer) = added.filter(|member| member.state == MemberState::Added) else { return Ok(()) };
         let made = self.caller.make_copy(peer, &self.superblock, &view, Instant::now() + COPY_TIME);
         let Err(source) = made else {

@@ -122,7 +122,7 @@ fn answer(stream: &UnixStream, shared: &Arc<Shared>, members: &Members) -> io::R
     };
     let changed = match request {
         OwnerRequest::Status => return say(stream, &shared.look(|state| Status::of(&state.writer))),
-        OwnerRequest::AddMember { node, address } => members.add(shared, &node, &address),
+        OwnerRequest::AddMember(new) => members.add(shared, &new),
         OwnerRequest::RemoveMember { node } => members.remove(shared, &node),
         OwnerRequest::Verify(request) => return answer_verify(stream, shared, &request),
     };

@@ -109,7 +109,8 @@ impl Cluster {
     }
 
     fn create(&self, failure_mode: FailureMode) {
-        let member = |node: usize, state| Member { node: name(node), address: self.addresses[node].clone(), state };
+        let member =
+            |node: usize, state| Member { node: name(node), address: self.addresses[node].clone(), zone: None, state };
         let mut view = View {
             volume: self.volume,
             number: ViewNumber(1),

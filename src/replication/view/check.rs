@@ -116,6 +116,7 @@ mod tests {
         let member = |node: &str| Member {
             node: node.parse().unwrap(),
             address: format!("{node}.example:7420"),
+            zone: None,
             state: MemberState::Behind,
         };
         View {

@@ -46,6 +46,7 @@ mod tests {
             node: name(index).parse().unwrap(),
             // A quote takes two bytes in JSON.
             address: format!("{}:65535", "\"".repeat(253)),
+            zone: Some("z".repeat(63).parse().unwrap()),
             state: MemberState::InSync(Incarnation(Uuid::max())),
         };
         let view = View {

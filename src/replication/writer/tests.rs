@@ -57,6 +57,7 @@ impl Bench {
         let members = (0..lives.len()).map(|index| Member {
             node: format!("node-{index}").parse().unwrap(),
             address: "node.example:7420".to_owned(),
+            zone: None,
             state: MemberState::InSync(Incarnation(Uuid::from_u128(1))),
         });
         let view = View {

@@ -1,6 +1,7 @@
 //! Members that are added and removed.
 
 use super::*;
+use crate::replication::view::NewMember;
 
 impl Bench {
     fn serving_in_mode(lives: &[u128], failure_mode: FailureMode) -> Self {
@@ -42,7 +43,7 @@ impl Bench {
 }
 
 fn added(node: &str) -> MemberEdit {
-    MemberEdit::Add { node: node.parse().unwrap(), address: "node.example:1".to_owned() }
+    MemberEdit::Add(NewMember { node: node.parse().unwrap(), address: "node.example:1".to_owned(), zone: None })
 }
 
 fn node(name: &str) -> crate::replication::view::NodeName {
@@ -155,12 +156,28 @@ fn what_cannot_be_is_refused() {
     assert_eq!(bench.edited(2), Some(Err(EditRefusal::TooMany)));
     bench.remove(3, "node-9");
     assert_eq!(bench.edited(3), Some(Err(EditRefusal::NotAMember(node("node-9")))));
-    bench.change(4, MemberEdit::Add { node: node("node-9"), address: "here".to_owned() });
+    bench.change(4, MemberEdit::Add(NewMember { node: node("node-9"), address: "here".to_owned(), zone: None }));
     assert_eq!(bench.edited(4), Some(Err(EditRefusal::Address("here".to_owned()))));
     bench.stores = false;
     bench.remove(5, "node-1");
     bench.remove(6, "node-2");
     assert_eq!((bench.edited(5), bench.edited(6)), (None, Some(Err(EditRefusal::Busy))));
+}
+
+#[test]
+fn a_member_that_is_only_in_another_zone_stays_in_sync() {
+    let mut bench = Bench::serving(&[1, 1], false);
+    let address = bench.writer.view().members[1].address.clone();
+    let zone =
+        |name: &str| NewMember { node: node("node-1"), address: address.clone(), zone: Some(name.parse().unwrap()) };
+    bench.change(1, MemberEdit::Add(zone("a")));
+    assert_eq!(bench.edited(1), Some(Ok(())));
+    let view = bench.writer.view();
+    assert_eq!((view.members[1].zone.clone(), view.in_sync().count()), (zone("a").zone, 2));
+    bench.change(2, MemberEdit::Add(zone("a")));
+    assert_eq!(bench.edited(2), Some(Err(EditRefusal::IsMember(node("node-1")))), "there is nothing to change");
+    bench.change(3, MemberEdit::Add(NewMember { address: "elsewhere:1".to_owned(), ..zone("b") }));
+    assert_eq!(bench.edited(3), Some(Err(EditRefusal::IsMember(node("node-1")))), "it is reached as before");
 }
 
 #[test]
@@ -190,6 +207,7 @@ fn a_claim_goes_on_with_the_members_that_it_finds() {
     actual.members.push(Member {
         node: node("node-9"),
         address: "node.example:1".to_owned(),
+        zone: None,
         state: MemberState::Added,
     });
     bench.sessions.push(0);
