@@ -243,8 +243,13 @@ impl Cluster {
 
     /// Runs `sealblk volume` on a node, about the volume that is served there; what it prints, or what it fails with.
     pub fn volume(&self, node: usize, subcommand: &str, arguments: &[&str]) -> Result<String, String> {
+        self.volume_at(node, &self.place(node), subcommand, arguments)
+    }
+
+    /// The same, of the process that is asked at a place.
+    pub fn volume_at(&self, node: usize, place: &Path, subcommand: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = self.command(node, "volume");
-        let output = command.arg(subcommand).arg(self.place(node)).args(arguments).output().expect("running sealblk");
+        let output = command.arg(subcommand).arg(place).args(arguments).output().expect("running sealblk");
         let text = |bytes| String::from_utf8(bytes).expect("text");
         if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
     }
@@ -293,6 +298,20 @@ impl Cluster {
                 return status;
             }
             assert!(Instant::now() < deadline, "not within {patience:?}: {what}:\n{status:#?}");
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits until the process that is asked at a place says that something is so.
+    pub fn await_status_at(&self, place: &Path, what: &str, is_so: impl Fn(&Status) -> bool) {
+        let deadline = Instant::now() + LONG;
+        loop {
+            let said = self.volume_at(0, place, "status", &["--json"]);
+            let status = said.as_ref().ok().map(|text| serde_json::from_str::<Status>(text).expect("a status in JSON"));
+            if status.is_some_and(|status| is_so(&status)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not within {LONG:?}: {what}: {said:?}");
             thread::sleep(LOOK);
         }
     }

@@ -10,6 +10,10 @@
 //! Nothing is waited for that it was asked for, so one that is gone for good can be removed while writes are suspended
 //! because of it. Reads from it end when the removal is first put to the store: from then on another writer may take
 //! the volume over without asking that copy, and what it has may be old.
+//!
+//! The copy in this process can leave like any other. It is what keeps acknowledged writes that no flush has covered; so
+//! from when it is to leave they are kept in memory, and it leaves when all of them are. From then on the writer is one
+//! without a copy.
 
 use super::{Action, Link, MemberSet, Time, Writer};
 use crate::replication::view::{MEMBERS_MAX, Member, MemberIndex, MemberState, NewMember, NodeName, View, is_address};
@@ -44,9 +48,6 @@ pub enum EditRefusal {
     /// There is no place left.
     #[error("the volume has {MEMBERS_MAX} members, and there cannot be more: remove one first")]
     TooMany,
-    /// It is in this process.
-    #[error("node {0} serves the volume with its own copy: serve the volume on another node first")]
-    Served(NodeName),
     /// Nobody has the volume without it.
     #[error("no other copy that is in sync can be reached than that on node {0}: it cannot be removed")]
     LastInSync(NodeName),
@@ -128,7 +129,6 @@ impl Writer {
             },
             MemberEdit::Remove { node } => match self.view.member_on(node) {
                 None => Err(EditRefusal::NotAMember(node.clone())),
-                Some(member) if Some(member) == self.local => Err(EditRefusal::Served(node.clone())),
                 Some(member) => self.check_removal(node, member),
             },
         }
@@ -151,8 +151,15 @@ impl Writer {
         if in_sync < min {
             return Err(EditRefusal::TooFewInSync { node: node.clone(), in_sync, min });
         }
-        // Should every other copy restart in between, it would be the only one that has what no flush has covered.
+        // Should every other copy restart in between, it would be the only one that has what no flush has covered. That
+        // holds for the copy in this process as well: what is written while it is to leave is kept.
         Ok(!self.retains() || self.retained.is_complete())
+    }
+
+    /// Whether a member is to be removed as soon as that can be.
+    pub(super) fn is_to_leave(&self, member: MemberIndex) -> bool {
+        let edit = self.edit.as_ref().map(|edit| &edit.edit);
+        matches!(edit, Some(MemberEdit::Remove { node }) if self.view.member_on(node) == Some(member))
     }
 
     /// Makes the change part of a view.

@@ -10,6 +10,12 @@ impl Bench {
         bench
     }
 
+    fn serving_with_a_copy(lives: &[u128]) -> Self {
+        let mut bench = Self::claim_with(Some(MemberIndex(0)), lives, false, FailureMode::AlwaysOn);
+        bench.run();
+        bench
+    }
+
     fn change(&mut self, token: u64, edit: MemberEdit) {
         self.writer.change_members(Time(self.now), token, edit);
         self.run();
@@ -162,6 +168,59 @@ fn what_cannot_be_is_refused() {
     bench.remove(5, "node-1");
     bench.remove(6, "node-2");
     assert_eq!((bench.edited(5), bench.edited(6)), (None, Some(Err(EditRefusal::Busy))));
+}
+
+#[test]
+fn the_copy_in_this_process_leaves_when_all_is_kept_that_no_flush_has_covered() {
+    let mut bench = Bench::serving_with_a_copy(&[1, 1, 1]);
+    let kept = |bench: &Bench, of: u64| {
+        bench.find(|action| matches!(action, Action::Retain { token, .. } if *token == of)).is_some()
+    };
+    bench.write(1, 0);
+    bench.held = |request| *request == Request::Flush;
+    bench.remove(7, "node-0");
+    bench.write(2, 1);
+    bench.pass(SETTLE_US * 2);
+    assert_eq!((kept(&bench, 1), kept(&bench, 2)), (false, true));
+    assert_eq!((bench.edited(7), bench.swaps().len()), (None, 1), "the first write is nowhere but in caches");
+    bench.answer();
+    bench.pass(SETTLE_US);
+    assert_eq!(bench.edited(7), Some(Ok(())));
+    assert_eq!(bench.swaps().last().unwrap(), &[RETIRED, 1, 1]);
+
+    // From then on it is as if there had never been one: what is written is kept, and survives all others' lives.
+    bench.write(3, 2);
+    assert!(kept(&bench, 3));
+    bench.submit(4, Operation::Read { offset: 0, len: 512 });
+    assert_eq!(bench.ended(4), Some(Ok(())));
+    assert_eq!(bench.asked(0, |request| matches!(request, Request::Read { .. })), 0);
+    let writes = |bench: &Bench, of: u8| bench.asked(of, |request| matches!(request, Request::Write { .. }));
+    let before = (writes(&bench, 0), writes(&bench, 1), writes(&bench, 2));
+    bench.restart(1, 8);
+    bench.restart(2, 9);
+    assert!(writes(&bench, 1) > before.1 && writes(&bench, 2) > before.2 && writes(&bench, 0) == before.0);
+    assert!(!bench.writer.is_stopped());
+
+    // Its place is free for whoever keeps the next copy, also for a replica on the same node.
+    bench.pass(10_000_000);
+    bench.change(8, added("node-0"));
+    assert_eq!(bench.edited(8), Some(Ok(())));
+    bench.pass(10_000_000);
+    assert_eq!(bench.writer.view().in_sync().count(), 3);
+}
+
+#[test]
+fn the_copy_in_this_process_stays_while_it_is_the_last_and_is_not_kept_for_when_it_stays() {
+    let mut bench = Bench::serving_with_a_copy(&[1, 1]);
+    bench.deaf = vec![1];
+    let session = bench.sessions[1];
+    bench.writer.disconnected(Time(bench.now), MemberIndex(1), session, None);
+    bench.pass(TIMEOUT_US * 2);
+    bench.remove(1, "node-0");
+    assert_eq!(bench.edited(1), Some(Err(EditRefusal::LastInSync(node("node-0")))));
+    bench.write(1, 0);
+    let kept = bench.find(|action| matches!(action, Action::Retain { .. }));
+    assert_eq!((bench.ended(1), kept), (Some(Ok(())), None));
 }
 
 #[test]
