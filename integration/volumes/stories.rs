@@ -149,6 +149,8 @@ fn a_volume_is_made_by_the_command_line_alone() {
     let mut arguments = vec!["--size", "64M", "--key", &key, "--failure-mode", "2"];
     arguments.extend(members.iter().map(String::as_str));
     succeed(&mut scene.create(&arguments));
+    // A process that ends at once has told its last.
+    assert_eq!(scene.events(), ["Created"]);
     let spec = scene.object()["spec"].clone();
     assert_eq!((&spec["size"], &spec["failureMode"]), (&"64Mi".into(), &"2".into()));
     assert_eq!(spec["key"]["secretName"], SECRET);
@@ -163,6 +165,7 @@ fn a_volume_is_made_by_the_command_line_alone() {
     guest.flush();
     drop(guest);
     writer.process.terminate();
+    assert!(scene.events().iter().any(|reason| reason == "Attached"), "{:?}", scene.events());
     let writer = scene.serve(2);
     assert_eq!(Guest::connect(&writer.socket).read(0, BLOCK), [5; BLOCK]);
     writer.process.terminate();

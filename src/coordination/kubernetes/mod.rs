@@ -57,7 +57,7 @@ pub struct ClusterVolume {
 }
 
 /// The view of one volume, in a cluster.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct KubernetesViews {
     at: ClusterVolume,
     volume: Uuid,
