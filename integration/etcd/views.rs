@@ -29,6 +29,7 @@ fn view(number: u64) -> View {
         members: (0..3).map(member).collect(),
         failure_mode: FailureMode::Soft,
         lease_ms: 4000,
+        writers: Vec::new(),
     }
 }
 

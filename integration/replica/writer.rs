@@ -60,6 +60,7 @@ impl Writer {
             members: vec![member("node-a"), member("node-b")],
             failure_mode: FailureMode::Soft,
             lease_ms: 1000,
+            writers: Vec::new(),
         }
     }
 

@@ -43,6 +43,9 @@ pub struct Plan {
     pub lease: &'static str,
     /// Whether nodes are given revocation lists.
     pub revocation: bool,
+    /// Nodes that may write the volume, which is then not encrypted, beside its members.
+    pub writers: &'static [usize],
+    pub encrypted: bool,
     /// Whether writers reach nodes through proxies.
     pub proxies: bool,
 }
@@ -56,6 +59,7 @@ pub struct Cluster {
     volume: Uuid,
     regions: Regions,
     revocation: bool,
+    encrypted: bool,
     sockets: TempDir,
     folder: TempDir,
     writers: usize,
@@ -79,6 +83,8 @@ impl Plan {
         failure_mode: "soft",
         lease: "3s",
         revocation: false,
+        writers: &[],
+        encrypted: true,
         proxies: false,
     };
 }
@@ -98,6 +104,7 @@ impl Cluster {
             volume: Uuid::nil(),
             regions: Regions::of(plan.size_bytes),
             revocation: plan.revocation,
+            encrypted: plan.encrypted,
             sockets: TempDir::new().expect("a folder for sockets, whose paths have to be short"),
             folder: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the cluster"),
             writers: 0,
@@ -213,11 +220,11 @@ impl Cluster {
     pub fn begin_to_serve(&mut self, node: usize, arguments: &[&str]) -> Writer {
         if node < self.replicas.len() {
             let copy = self.copy(node).into_os_string().into_string().expect("text");
-            return self.begin_to_serve_as(node, &[&[copy.as_str(), "--key", "file:key"], arguments].concat());
+            return self.begin_to_serve_as(node, &[&[copy.as_str()][..], key_of(self.encrypted), arguments].concat());
         }
         let id = self.volume.to_string();
-        let volume = ["--id", &id, "--root", &name(node), "--key", "file:key"];
-        self.begin_to_serve_as(node, &[&volume, arguments].concat())
+        let volume = ["--id", &id, "--root", &name(node)];
+        self.begin_to_serve_as(node, &[&volume, key_of(self.encrypted), arguments].concat())
     }
 
     /// The same; the arguments say which volume, and name its key.
@@ -373,7 +380,10 @@ impl Cluster {
     fn create_volume(&mut self, plan: &Plan) {
         let mut command = self.command(0, "volume");
         command.args(["create", "--size", &plan.size_bytes.to_string(), "--sector-size", "4096"]);
-        command.args(["--key", "file:key", "--view", "file:views", "--failure-mode", plan.failure_mode]);
+        command.args(key_of(plan.encrypted)).args(["--view", "file:views", "--failure-mode", plan.failure_mode]);
+        for &node in plan.writers {
+            command.args(["--writer", &name(node)]);
+        }
         command.args(["--lease", plan.lease]);
         for node in 0..plan.nodes {
             command.args(["--member", &format!("{}={}", name(node), self.reached(node))]);
@@ -417,6 +427,10 @@ impl Writer {
     pub fn await_socket(&mut self) {
         self.process.await_that("serves", LONG, |_| self.socket.exists());
     }
+}
+
+fn key_of(encrypted: bool) -> &'static [&'static str] {
+    if encrypted { &["--key", "file:key"] } else { &["--no-encryption"] }
 }
 
 /// The name of a node.

@@ -118,6 +118,7 @@ impl Volume {
             members: self.nodes.iter().map(member).collect(),
             failure_mode: FailureMode::Soft,
             lease_ms: 4000,
+            writers: Vec::new(),
         };
         self.views(admin).create(&view).expect("the first view");
     }
@@ -157,6 +158,7 @@ impl Volume {
             members: self.nodes.iter().enumerate().map(member).collect(),
             failure_mode: FailureMode::Soft,
             lease_ms: 4000,
+            writers: Vec::new(),
         }
     }
 }

@@ -28,6 +28,7 @@ fn view(scene: &Scene, number: u64) -> View {
         members: (0..3).map(member).collect(),
         failure_mode: FailureMode::Soft,
         lease_ms: 4000,
+        writers: vec!["node-w".parse().expect("a node's name")],
     }
 }
 

@@ -95,9 +95,9 @@ pub enum CliError {
     /// Nobody says what a volume is.
     #[error(transparent)]
     Description(#[from] DescriptionError),
-    /// Without a key only members can show that they may write a volume.
+    /// Without a key only nodes that are named can write a volume.
     #[error(
-        "volume {volume} is not encrypted, so only its members may write it, and node {node} is none: serve it on {members}"
+        "volume {volume} is not encrypted, so only its members and the writers that it was made with may write it, and node {node} is none of these: serve it on {members}"
     )]
     OnlyMembers {
         /// The volume.

@@ -114,6 +114,7 @@ mod tests {
             ],
             failure_mode: FailureMode::Soft,
             lease_ms: 5000,
+            writers: Vec::new(),
         }
     }
 

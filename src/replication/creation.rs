@@ -25,6 +25,8 @@ pub struct Creation<'a> {
     pub failure_mode: FailureMode,
     /// See [`View::lease_ms`].
     pub lease_ms: u32,
+    /// See [`View::writers`].
+    pub writers: &'a [NodeName],
     /// What shows that the volume's key is held; none for one without encryption.
     pub signer: Option<&'a WriterKey>,
 }
@@ -40,7 +42,7 @@ pub fn create(
     views: &mut dyn ViewStore,
     time_each: Duration,
 ) -> Result<View, CreationError> {
-    let Creation { superblock, members, failure_mode, lease_ms, signer } = *creation;
+    let Creation { superblock, members, failure_mode, lease_ms, writers, signer } = *creation;
     let members_in = |states: &[MemberState]| {
         let with_state = |(member, state): (&NewMember, &MemberState)| {
             let NewMember { node, address, zone } = member.clone();
@@ -57,6 +59,7 @@ pub fn create(
         members: members_in(&states),
         failure_mode,
         lease_ms,
+        writers: writers.to_vec(),
     };
     told.check()?;
     let mut made = Vec::new();

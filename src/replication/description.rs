@@ -127,6 +127,7 @@ mod tests {
             members: members.collect(),
             failure_mode: FailureMode::AlwaysOn,
             lease_ms: 1000,
+            writers: Vec::new(),
         };
         // Nobody asks a copy that is behind.
         view.members.push(Member {

@@ -16,6 +16,9 @@ pub use zone::{Placement, Spread, Zone, ZoneError};
 /// The most copies that a volume may have.
 pub const MEMBERS_MAX: usize = 8;
 
+/// The most nodes that a view may name as writers beside its members.
+pub const WRITERS_MAX: usize = 64;
+
 /// Which view of a volume this is. The first is 1; 0 means none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -136,6 +139,10 @@ pub struct View {
     /// For how long a writer may serve reads after it last heard from the other copies, and for how long
     /// one that replaces it waits if it could not reach them all. Milliseconds.
     pub lease_ms: u32,
+    /// Nodes that may write the volume beside its members: at most [`WRITERS_MAX`]. They count for a volume without
+    /// encryption only; of any other, whoever has the key may be the writer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub writers: Vec<NodeName>,
 }
 
 /// One copy of the volume.
@@ -200,6 +207,11 @@ impl View {
     /// The member on a node, unless it was removed.
     pub fn member_on(&self, node: &NodeName) -> Option<MemberIndex> {
         self.place_of(node).filter(|&index| !self.is_retired(index))
+    }
+
+    /// Whether a node may write the volume if that has no key by which a node could show that it may.
+    pub fn may_write(&self, node: &NodeName) -> bool {
+        self.member_on(node).is_some() || self.writers.contains(node)
     }
 
     /// The place of a node, also of one whose copy was removed.
@@ -366,6 +378,7 @@ mod tests {
             members: states.iter().enumerate().map(member).collect(),
             failure_mode: FailureMode::Hard,
             lease_ms: 1000,
+            writers: Vec::new(),
         };
         assert_eq!((view.in_sync_min(), view.present().count(), view.in_sync().count()), (2, 3, 1));
         let on = |node: &str| view.member_on(&node.parse().unwrap());

@@ -243,6 +243,7 @@ impl World {
                 .collect(),
             failure_mode: scenario.failure_mode,
             lease_ms: scenario.lease_ms,
+            writers: Vec::new(),
         };
         let regions = scenario.sectors.div_ceil(scenario.region_sectors as usize);
         let nodes = (0..scenario.members + scenario.others).map(|index| Node {

@@ -11,7 +11,7 @@ use crate::cli::view_args::in_cluster;
 use crate::cli::{CliError, KeyArgs, TlsArgs, ViewPlace, duration, output, size};
 use crate::crypto::derive::WriterKey;
 use crate::replication::creation::{self, Creation as CopiesCreation};
-use crate::replication::view::{FailureMode, NewMember};
+use crate::replication::view::{FailureMode, NewMember, NodeName};
 use crate::store::SectorSize;
 use crate::volume::{Creation, Volume};
 
@@ -54,6 +54,10 @@ pub struct ReplicationArgs {
     /// successor waits if it cannot reach them
     #[arg(long, value_name = "TIME", default_value = "4s", requires = "members", value_parser = duration::parse)]
     lease: Duration,
+    /// A node that may serve the volume without being a member, if the volume is not encrypted; repeated. One that is
+    /// encrypted is served by whoever has the key
+    #[arg(long = "writer", id = "writers", value_name = "NAME", requires_all = ["members", "no_encryption"])]
+    writers: Vec<NodeName>,
     #[command(flatten)]
     tls: TlsArgs,
 }
@@ -77,15 +81,17 @@ pub fn run(args: &CreateArgs) -> Result<(), CliError> {
         let superblock = Volume::create(dir, creation, args.key.load()?.as_ref())?;
         return output::print(&format!("created volume {} in {}\n", superblock.id, dir.display()));
     }
-    let ReplicationArgs { members, view: Some(place), etcd, failure_mode, lease, tls } = &args.replication else {
+    let ReplicationArgs { members, view: Some(place), etcd, failure_mode, lease, writers, tls } = &args.replication
+    else {
         return Err(CliError::Usage("--member needs --view".to_owned()));
     };
     let tls = tls.open()?;
     let cluster = args.key.cluster();
     let (planned, key) = match (place, args.size) {
         (_, Some(size_bytes)) if !members.is_empty() => {
-            let (members, failure_mode, lease) = (members.clone(), *failure_mode, *lease);
-            (Planned { size_bytes, sector_size, members, failure_mode, lease }, args.key.load()?)
+            let (members, writers) = (members.clone(), writers.clone());
+            let (failure_mode, lease) = (*failure_mode, *lease);
+            (Planned { size_bytes, sector_size, members, failure_mode, lease, writers }, args.key.load()?)
         }
         (ViewPlace::Kubernetes(name), None) => Planned::of_spec(&in_cluster(name, &cluster), &args.key)?,
         _ => return Err(CliError::Usage("give --size and --member, or neither and a Volume of a cluster".to_owned())),
@@ -101,6 +107,7 @@ pub fn run(args: &CreateArgs) -> Result<(), CliError> {
         members: &planned.members,
         failure_mode: planned.failure_mode,
         lease_ms: planned.lease.as_millis() as u32,
+        writers: &planned.writers,
         signer: signer.as_ref(),
     };
     creation::create(&creation, &tls.current(), &mut *place.of(superblock.id, &cluster, etcd), TIME_EACH)?;

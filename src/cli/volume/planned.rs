@@ -7,7 +7,7 @@ use crate::cli::{CliError, KeyArgs, ViewPlace};
 use crate::coordination::kubernetes::{ClusterVolume, KeyPlace, Size, Spec, VolumeName};
 use crate::crypto::xts::XtsKey;
 use crate::keys::Source;
-use crate::replication::view::{FailureMode, NewMember};
+use crate::replication::view::{FailureMode, NewMember, NodeName};
 use crate::store::SectorSize;
 
 /// What it is to be.
@@ -17,6 +17,7 @@ pub struct Planned {
     pub members: Vec<NewMember>,
     pub failure_mode: FailureMode,
     pub lease: Duration,
+    pub writers: Vec<NodeName>,
 }
 
 impl Planned {
@@ -33,6 +34,7 @@ impl Planned {
             members: spec.members,
             failure_mode: spec.failure_mode,
             lease: Duration::from_millis(spec.lease_milliseconds.into()),
+            writers: spec.writers,
         };
         Ok((planned, key))
     }
@@ -46,6 +48,7 @@ impl Planned {
             encrypted: is_encrypted,
             key: key_place(name, key.source()?),
             members: self.members.clone(),
+            writers: self.writers.clone(),
             failure_mode: self.failure_mode,
             below_min: Default::default(),
             lease_milliseconds: self.lease.as_millis() as u32,

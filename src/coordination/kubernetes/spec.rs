@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::replication::view::{FailureMode, NewMember};
+use crate::replication::view::{FailureMode, NewMember, NodeName};
 
 /// What a volume is to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct Spec {
     pub key: Option<KeyPlace>,
     /// The nodes that keep copies.
     pub members: Vec<NewMember>,
+    /// Nodes that may write the volume beside the members, if it is not encrypted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub writers: Vec<NodeName>,
     /// How many copies must be in sync for a write.
     #[serde(default = "failure_mode_default")]
     pub failure_mode: FailureMode,

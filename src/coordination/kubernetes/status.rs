@@ -37,6 +37,8 @@ pub struct StoredView {
     members: Vec<StoredMember>,
     failure_mode: FailureMode,
     lease_milliseconds: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    writers: Vec<NodeName>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,6 +131,7 @@ impl StoredView {
             members: members.collect(),
             failure_mode: view.failure_mode,
             lease_milliseconds: view.lease_ms,
+            writers: view.writers.clone(),
         }
     }
 
@@ -152,6 +155,7 @@ impl StoredView {
             members: self.members.iter().map(member).collect::<Option<_>>()?,
             failure_mode: self.failure_mode,
             lease_ms: self.lease_milliseconds,
+            writers: self.writers.clone(),
         };
         view.check().is_ok().then_some(view)
     }
@@ -187,6 +191,7 @@ mod tests {
         let writer = Some(WriterId { node: "node-1".parse().unwrap(), attachment: VOLUME });
         let mut view = view;
         view.members[0].zone = Some("eu-1a".parse().unwrap());
+        view.writers = vec!["node-9".parse().unwrap()];
         let stored = serde_json::to_value(StoredView::of(&view)).unwrap();
         assert_eq!(stored["members"][0]["zone"], "eu-1a");
         let mut view = View { number: ViewNumber::MAX, writer, ..view };

@@ -46,6 +46,7 @@ impl Fixture {
             members: vec![Member { node, address: "node-a:1".into(), zone: None, state: MemberState::Behind }],
             failure_mode: FailureMode::Hard,
             lease_ms: 1000,
+            writers: Vec::new(),
         }
     }
 }

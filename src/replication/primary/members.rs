@@ -57,6 +57,11 @@ impl Members {
     ///
     /// [`MembersError`].
     pub(super) fn remove(&self, shared: &Arc<Shared>, node: &NodeName) -> Result<(), MembersError> {
+        // The others would not let it in again once they have heard of the view without it.
+        let is_named = || shared.look(|state| state.writer.view().writers.contains(node));
+        if *node == self.caller.writer.node && self.caller.signer.is_none() && !is_named() {
+            return Err(MembersError::OnlyMembers { node: node.clone() });
+        }
         shared.change_members(MemberEdit::Remove { node: node.clone() }, EDIT_TIME)?;
         log::info!("node {node} is no member any more");
         Ok(())
@@ -68,6 +73,10 @@ impl Members {
 pub(super) enum MembersError {
     #[error(transparent)]
     Refused(#[from] EditRefusal),
+    #[error(
+        "node {node} serves the volume, which is not encrypted, and may write it as a member only: serve it on another node first"
+    )]
+    OnlyMembers { node: NodeName },
     #[error("the volume is served no more: {0}")]
     Stopped(#[from] StopReason),
     #[error("this process is about to end")]

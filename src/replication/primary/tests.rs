@@ -118,6 +118,7 @@ impl Cluster {
             members: (0..self.replicas.len()).map(|node| member(node, MemberState::Behind)).collect(),
             failure_mode,
             lease_ms: 1000,
+            writers: Vec::new(),
         };
         fs::create_dir_all(self.root_of(0)).unwrap();
         Store::create(&self.dir(0), &self.superblock(), None).unwrap();

@@ -135,6 +135,7 @@ impl Scene {
             members: vec![member("node-a"), member("node-b")],
             failure_mode: FailureMode::Soft,
             lease_ms: 1000,
+            writers: Vec::new(),
         }
     }
 

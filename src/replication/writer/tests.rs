@@ -72,6 +72,7 @@ impl Bench {
             members: members.collect(),
             failure_mode,
             lease_ms: LEASE_MS,
+            writers: Vec::new(),
         };
         let settings = Settings {
             peer_timeout_us: TIMEOUT_US,

@@ -68,6 +68,7 @@ fn view() -> View {
         members: vec![member],
         failure_mode: FailureMode::Hard,
         lease_ms: 1000,
+        writers: Vec::new(),
     }
 }
 

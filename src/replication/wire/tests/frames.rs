@@ -205,6 +205,7 @@ pub(super) fn pinned_view() -> View {
         ],
         failure_mode: FailureMode::Soft,
         lease_ms: 2000,
+        writers: Vec::new(),
     }
 }
 
@@ -324,9 +325,11 @@ fn any_view() -> impl Strategy<Value = Box<View>> {
         (1..=MEMBERS_MAX as u8).prop_map(FailureMode::AtLeast),
     ];
     let number = (1..=ViewNumber::MAX.0).prop_map(ViewNumber);
-    (any_uuid(), number, prop::option::of(any_writer()), members, failure_mode, 1..=LEASE_MS_MAX).prop_map(
-        |(volume, number, writer, members, failure_mode, lease_ms)| {
-            Box::new(View { volume, number, writer, members, failure_mode, lease_ms })
+    let writers = prop::collection::vec("[a-z0-9]{1,20}", 0..3)
+        .prop_map(|nodes| nodes.iter().map(|node| node.parse().unwrap()).collect());
+    (any_uuid(), number, prop::option::of(any_writer()), members, failure_mode, 1..=LEASE_MS_MAX, writers).prop_map(
+        |(volume, number, writer, members, failure_mode, lease_ms, writers)| {
+            Box::new(View { volume, number, writer, members, failure_mode, lease_ms, writers })
         },
     )
 }
