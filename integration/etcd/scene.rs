@@ -1,10 +1,11 @@
 //! An etcd, and three nodes with certificates and replicas.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::Read;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ impl Scene {
         };
         let mut command = scene.command("tls");
         command.args(["bootstrap", "pki", "--node", "etcd,127.0.0.1"]);
-        (0..NODES).for_each(|node| _ = command.args(["--node", &name(node)]));
+        (0..=NODES).for_each(|node| _ = command.args(["--node", &name(node)]));
         succeed(&mut command);
         fs::write(scene.path("key"), pattern(1, 64)).expect("the key file");
         fs::set_permissions(scene.path("key"), Permissions::from_mode(0o600)).expect("the key file's mode");
@@ -129,12 +130,23 @@ impl Scene {
         self.replicas[node].take().expect("it runs").kill();
     }
 
-    /// Starts a writer on a node.
+    /// Starts a writer on a node, of the copy there.
     pub fn begin_to_serve(&mut self, node: usize) -> Writer {
+        let copy = self.copy(node).into_os_string();
+        self.begin_to_serve_as(node, &[copy])
+    }
+
+    /// The same by the volume's id, whether there is a copy or not.
+    pub fn begin_to_serve_by_id(&mut self, node: usize) -> Writer {
+        let id = self.copy(0).file_name().expect("its id").to_owned();
+        self.begin_to_serve_as(node, &["--id".into(), id, "--root".into(), name(node).into()])
+    }
+
+    fn begin_to_serve_as(&mut self, node: usize, volume: &[OsString]) -> Writer {
         self.writers += 1;
         let socket = self.sockets.path().join(format!("{}.sock", self.writers));
         let mut command = self.command("serve");
-        command.arg(self.copy(node)).arg("--socket").arg(&socket).args(["--key", "file:key"]);
+        command.args(volume).arg("--socket").arg(&socket).args(["--key", "file:key"]);
         command.args(["--peer-timeout", "2s"]);
         self.identify(node, &mut command);
         self.view(node, &mut command);
@@ -144,15 +156,20 @@ impl Scene {
 
     /// The same, and waits until a guest can connect.
     pub fn serve(&mut self, node: usize) -> Writer {
-        let Writer { mut process, socket } = self.begin_to_serve(node);
-        process.await_that("serves", LONG, |_| socket.exists());
-        Writer { process, socket }
+        let mut writer = self.begin_to_serve(node);
+        writer.await_socket();
+        writer
     }
 
     /// Waits until so many copies are in sync, as the writer on a node says.
     pub fn await_in_sync(&self, node: usize, count: usize) {
+        self.await_in_sync_at(&self.copy(node), count);
+    }
+
+    /// The same, as the process says that serves the volume at a place.
+    pub fn await_in_sync_at(&self, place: &Path, count: usize) {
         wait_until(&format!("{count} copies are in sync"), || {
-            let output = succeed(self.command("volume").args(["status", "--json"]).arg(self.copy(node)));
+            let output = succeed(self.command("volume").args(["status", "--json"]).arg(place));
             let status: Status = serde_json::from_slice(&output.stdout).expect("a status in JSON");
             status.members.iter().filter(|member| member.state == CopyState::InSync).count() == count
         });
@@ -206,6 +223,13 @@ impl Scene {
     }
 }
 
+impl Writer {
+    /// Waits until a guest can connect.
+    pub fn await_socket(&mut self) {
+        self.process.await_that("serves", LONG, |_| self.socket.exists());
+    }
+}
+
 /// The name of a node.
 pub fn name(node: usize) -> String {
     format!("node-{}", char::from(b'a' + node as u8))
@@ -217,5 +241,6 @@ fn succeed(command: &mut Command) -> Output {
     output
 }
 
-const NODES: usize = 3;
+/// Nodes that are members of the volume; the next one is none.
+pub const NODES: usize = 3;
 pub const LONG: Duration = Duration::from_secs(90);

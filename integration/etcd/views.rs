@@ -19,6 +19,7 @@ fn view(number: u64) -> View {
     let member = |node: usize| Member {
         node: name(node).parse().expect("a node's name"),
         address: format!("{}:7420", name(node)),
+        zone: None,
         state: MemberState::InSync(Incarnation(Uuid::from_u128(number as u128 + node as u128))),
     };
     View {
@@ -28,6 +29,7 @@ fn view(number: u64) -> View {
         members: (0..3).map(member).collect(),
         failure_mode: FailureMode::Soft,
         lease_ms: 4000,
+        writers: Vec::new(),
     }
 }
 

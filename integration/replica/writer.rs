@@ -47,8 +47,12 @@ impl Writer {
     }
 
     pub fn view(&self, number: u64) -> View {
-        let member =
-            |name: &str| Member { node: node(name), address: format!("{name}:7420"), state: MemberState::Behind };
+        let member = |name: &str| Member {
+            node: node(name),
+            address: format!("{name}:7420"),
+            zone: None,
+            state: MemberState::Behind,
+        };
         View {
             volume: self.volume,
             number: ViewNumber(number),
@@ -56,6 +60,7 @@ impl Writer {
             members: vec![member("node-a"), member("node-b")],
             failure_mode: FailureMode::Soft,
             lease_ms: 1000,
+            writers: Vec::new(),
         }
     }
 

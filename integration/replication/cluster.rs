@@ -49,6 +49,9 @@ pub struct Plan {
     /// Whether replicas run as in a container: certificates are in folders as a cluster mounts them, and there are no
     /// privileges.
     pub mounted: bool,
+    /// Nodes that may write the volume, which is then not encrypted, beside its members.
+    pub writers: &'static [usize],
+    pub encrypted: bool,
     /// Whether writers reach nodes through proxies.
     pub proxies: bool,
 }
@@ -64,6 +67,7 @@ pub struct Cluster {
     revocation: bool,
     /// Of each node: its certificate with its key, and whom it trusts. None if it has what `tls bootstrap` makes.
     mounts: Vec<[Mounted; 2]>,
+    encrypted: bool,
     sockets: TempDir,
     folder: TempDir,
     writers: usize,
@@ -88,6 +92,8 @@ impl Plan {
         lease: "3s",
         revocation: false,
         mounted: false,
+        writers: &[],
+        encrypted: true,
         proxies: false,
     };
 }
@@ -108,6 +114,7 @@ impl Cluster {
             regions: Regions::of(plan.size_bytes),
             revocation: plan.revocation,
             mounts: Vec::new(),
+            encrypted: plan.encrypted,
             sockets: TempDir::new().expect("a folder for sockets, whose paths have to be short"),
             folder: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the cluster"),
             writers: 0,
@@ -258,11 +265,11 @@ impl Cluster {
     pub fn begin_to_serve(&mut self, node: usize, arguments: &[&str]) -> Writer {
         if node < self.replicas.len() {
             let copy = self.copy(node).into_os_string().into_string().expect("text");
-            return self.begin_to_serve_as(node, &[&[copy.as_str(), "--key", "file:key"], arguments].concat());
+            return self.begin_to_serve_as(node, &[&[copy.as_str()][..], key_of(self.encrypted), arguments].concat());
         }
         let id = self.volume.to_string();
-        let volume = ["--id", &id, "--root", &name(node), "--key", "file:key"];
-        self.begin_to_serve_as(node, &[&volume, arguments].concat())
+        let volume = ["--id", &id, "--root", &name(node)];
+        self.begin_to_serve_as(node, &[&volume, key_of(self.encrypted), arguments].concat())
     }
 
     /// The same; the arguments say which volume, and name its key.
@@ -288,8 +295,13 @@ impl Cluster {
 
     /// Runs `sealblk volume` on a node, about the volume that is served there; what it prints, or what it fails with.
     pub fn volume(&self, node: usize, subcommand: &str, arguments: &[&str]) -> Result<String, String> {
+        self.volume_at(node, &self.place(node), subcommand, arguments)
+    }
+
+    /// The same, of the process that is asked at a place.
+    pub fn volume_at(&self, node: usize, place: &Path, subcommand: &str, arguments: &[&str]) -> Result<String, String> {
         let mut command = self.command(node, "volume");
-        let output = command.arg(subcommand).arg(self.place(node)).args(arguments).output().expect("running sealblk");
+        let output = command.arg(subcommand).arg(place).args(arguments).output().expect("running sealblk");
         let text = |bytes| String::from_utf8(bytes).expect("text");
         if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
     }
@@ -338,6 +350,20 @@ impl Cluster {
                 return status;
             }
             assert!(Instant::now() < deadline, "not within {patience:?}: {what}:\n{status:#?}");
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits until the process that is asked at a place says that something is so.
+    pub fn await_status_at(&self, place: &Path, what: &str, is_so: impl Fn(&Status) -> bool) {
+        let deadline = Instant::now() + LONG;
+        loop {
+            let said = self.volume_at(0, place, "status", &["--json"]);
+            let status = said.as_ref().ok().map(|text| serde_json::from_str::<Status>(text).expect("a status in JSON"));
+            if status.is_some_and(|status| is_so(&status)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not within {LONG:?}: {what}: {said:?}");
             thread::sleep(LOOK);
         }
     }
@@ -399,7 +425,10 @@ impl Cluster {
     fn create_volume(&mut self, plan: &Plan) {
         let mut command = self.command(0, "volume");
         command.args(["create", "--size", &plan.size_bytes.to_string(), "--sector-size", "4096"]);
-        command.args(["--key", "file:key", "--view", "file:views", "--failure-mode", plan.failure_mode]);
+        command.args(key_of(plan.encrypted)).args(["--view", "file:views", "--failure-mode", plan.failure_mode]);
+        for &node in plan.writers {
+            command.args(["--writer", &name(node)]);
+        }
         command.args(["--lease", plan.lease]);
         for node in 0..plan.nodes {
             command.args(["--member", &format!("{}={}", name(node), self.reached(node))]);
@@ -474,6 +503,10 @@ impl Writer {
     pub fn await_socket(&mut self) {
         self.process.await_that("serves", LONG, |_| self.socket.exists());
     }
+}
+
+fn key_of(encrypted: bool) -> &'static [&'static str] {
+    if encrypted { &["--key", "file:key"] } else { &["--no-encryption"] }
 }
 
 /// The name of a node.

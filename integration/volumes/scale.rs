@@ -108,6 +108,7 @@ impl Volume {
         let member = |node: &usize| Member {
             node: name(*node),
             address: format!("{}:7420", name(*node)),
+            zone: None,
             state: MemberState::InSync(Incarnation(Uuid::from_u128(1))),
         };
         let view = View {
@@ -117,6 +118,7 @@ impl Volume {
             members: self.nodes.iter().map(member).collect(),
             failure_mode: FailureMode::Soft,
             lease_ms: 4000,
+            writers: Vec::new(),
         };
         self.views(admin).create(&view).expect("the first view");
     }
@@ -146,6 +148,7 @@ impl Volume {
         let member = |(place, node): (usize, &usize)| Member {
             node: name(*node),
             address: format!("{}:7420", name(*node)),
+            zone: None,
             state: MemberState::InSync(Incarnation(Uuid::from_u128(if place == 0 { 2 } else { 1 }))),
         };
         View {
@@ -155,6 +158,7 @@ impl Volume {
             members: self.nodes.iter().enumerate().map(member).collect(),
             failure_mode: FailureMode::Soft,
             lease_ms: 4000,
+            writers: Vec::new(),
         }
     }
 }

@@ -102,6 +102,11 @@ impl Scene {
         format!("kubernetes:{}/{VOLUME}", self.namespace)
     }
 
+    /// That of the nodes' account.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
     /// Where the replica of a node listens.
     pub fn address(&self, node: usize) -> String {
         format!("127.0.0.1:{}", self.ports[node])
@@ -154,17 +159,22 @@ impl Scene {
         heads.zip(values).collect()
     }
 
-    /// Waits until the volume's events, oldest first, have these reasons among them, in this order.
-    pub fn await_events(&self, reasons: &[&str]) {
+    /// The reasons of the volume's events, oldest first.
+    pub fn events(&self) -> Vec<String> {
         let get = ["-n", &self.namespace, "get", "events", "-o", "json"];
         let version = |event: &Value| event["metadata"]["resourceVersion"].as_str().map(str::parse::<u64>);
+        let list: Value = serde_json::from_str(&self.cluster.kubectl(&get)).expect("a list");
+        let mut events = list["items"].as_array().expect("events").clone();
+        events.sort_by_key(|event| version(event).expect("a version").expect("a number"));
+        assert!(events.iter().all(|event| event["involvedObject"]["name"] == VOLUME), "{events:#?}");
+        events.iter().filter_map(|event| event["reason"].as_str()).map(str::to_owned).collect()
+    }
+
+    /// Waits until the volume's events, oldest first, have these reasons among them, in this order.
+    pub fn await_events(&self, reasons: &[&str]) {
         let deadline = Instant::now() + LONG;
         loop {
-            let list: Value = serde_json::from_str(&self.cluster.kubectl(&get)).expect("a list");
-            let mut events = list["items"].as_array().expect("events").clone();
-            events.sort_by_key(|event| version(event).expect("a version").expect("a number"));
-            assert!(events.iter().all(|event| event["involvedObject"]["name"] == VOLUME), "{events:#?}");
-            let told: Vec<&str> = events.iter().filter_map(|event| event["reason"].as_str()).collect();
+            let told = self.events();
             let mut rest = told.iter();
             if reasons.iter().all(|reason| rest.any(|other| other == reason)) {
                 return;

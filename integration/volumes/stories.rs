@@ -1,13 +1,16 @@
 //! A volume's life: made, attached, a node lost and back, attached elsewhere, the API server away.
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use sealblk::replication::primary::status::{CopyState, Status};
+use serde_json::json;
 
 use crate::model::{BLOCK, Model};
+use crate::process::Process;
 use crate::scene::{LONG, NODES, SECRET, Scene, VOLUME, deployed, fail, name, succeed};
 use crate::support::cluster::Cluster;
 use crate::support::guest::Guest;
@@ -92,9 +95,39 @@ fn members_come_and_go_and_an_attach_goes_by_the_view() {
     succeed(scene.command("volume").arg("add-member").arg(scene.copy(0)).args([&member, "--wait"]));
     scene.await_column("IN-SYNC", "3/3");
     load.await_progress(200);
-    succeed(scene.command("volume").arg("remove-member").arg(scene.copy(0)).arg(name(1)));
-    scene.await_column("IN-SYNC", "2/2");
     assert_eq!(scene.object()["spec"], spec, "the spec is the user's");
+    // Nodes may not change it, and whoever may has it changed as well.
+    let with_spec = |scene: &Scene, arguments: &[&str], kubeconfig: &Path| {
+        let mut command = scene.command("volume");
+        command.arg(arguments[0]).arg(scene.copy(0)).args(&arguments[1..]);
+        command.args(["--volume", &scene.volume(), "--kubeconfig"]).arg(kubeconfig);
+        command
+    };
+    let node = scene.kubeconfig().to_owned();
+    let said = fail(&mut with_spec(&scene, &["remove-member", &name(1)], &node));
+    assert!(said.contains("are changed, but its spec is not") && said.contains("set spec.members"), "{said}");
+    scene.await_column("IN-SYNC", "2/2");
+    let admin = scene.cluster.admin_kubeconfig();
+    let member = format!("{}={},zone=a", name(2), scene.address(2));
+    let output = succeed(&mut with_spec(&scene, &["add-member", &member], &admin));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("its zone is known"), "{output:?}");
+    let members = json!([
+        {"node": name(0), "address": scene.address(0)},
+        {"node": name(2), "address": scene.address(2), "zone": "a"},
+    ]);
+    assert_eq!(scene.object()["spec"]["members"], members);
+    assert_eq!(scene.condition("Spread").0, "Unknown");
+    // All in one zone is worth a word.
+    let member = format!("{}={},zone=a", name(0), scene.address(0));
+    let output = succeed(&mut with_spec(&scene, &["add-member", &member], &admin));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("could be spread better over zones: all 2 copies are in zone a"), "{said}");
+    assert_eq!(scene.condition("Spread").0, "False");
+    let member = format!("{}={},zone=b", name(0), scene.address(0));
+    let output = succeed(&mut with_spec(&scene, &["add-member", &member], &admin));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(scene.condition("Spread").0, "True");
+    assert_eq!(scene.object()["spec"]["members"][0]["zone"], "b");
     let model = load.finish();
     writer.process.terminate();
 
@@ -116,6 +149,8 @@ fn a_volume_is_made_by_the_command_line_alone() {
     let mut arguments = vec!["--size", "64M", "--key", &key, "--failure-mode", "2"];
     arguments.extend(members.iter().map(String::as_str));
     succeed(&mut scene.create(&arguments));
+    // A process that ends at once has told its last.
+    assert_eq!(scene.events(), ["Created"]);
     let spec = scene.object()["spec"].clone();
     assert_eq!((&spec["size"], &spec["failureMode"]), (&"64Mi".into(), &"2".into()));
     assert_eq!(spec["key"]["secretName"], SECRET);
@@ -130,6 +165,7 @@ fn a_volume_is_made_by_the_command_line_alone() {
     guest.flush();
     drop(guest);
     writer.process.terminate();
+    assert!(scene.events().iter().any(|reason| reason == "Attached"), "{:?}", scene.events());
     let writer = scene.serve(2);
     assert_eq!(Guest::connect(&writer.socket).read(0, BLOCK), [5; BLOCK]);
     writer.process.terminate();
@@ -259,6 +295,30 @@ fn a_node_that_is_no_member_attaches_the_volume_by_its_name() {
     let said = writer.process.said();
     assert!(said.contains("its size is 134217728 and that of its copies is 67108864: set it back"), "{said}");
     assert_eq!(scene.view_number(), view);
+}
+
+#[test]
+fn an_attach_that_waits_for_the_api_server_ends_when_it_is_told_to() {
+    let mut scene = Scene::with_volume();
+    let ends = |scene: &mut Scene, waits: &dyn Fn(&mut Process)| {
+        let mut writer = scene.begin_to_serve(0);
+        waits(&mut writer.process);
+        writer.process.signal(Signal::TERM);
+        let told = Instant::now();
+        let status = writer.process.await_end(LONG);
+        let (took, said) = (told.elapsed(), writer.process.said());
+        assert!(status.success() && said.contains("nothing was served"), "{status}: {said}");
+        assert!(took < Duration::from_secs(3), "{took:?}: {said}");
+    };
+    scene.cluster.signal_api_server(Signal::STOP);
+    ends(&mut scene, &|_| thread::sleep(Duration::from_secs(1)));
+    scene.cluster.signal_api_server(Signal::CONT);
+    let view = scene.view_number();
+    scene.cluster.stop_api_server();
+    ends(&mut scene, &|process| process.await_line("cannot get volume"));
+    scene.cluster.start_api_server();
+    assert_eq!(scene.view_number(), view, "nothing was claimed");
+    scene.serve(0).process.terminate();
 }
 
 /// The server of the tests does not know these rules, but must not trip over them.

@@ -18,6 +18,7 @@ fn view(scene: &Scene, number: u64) -> View {
     let member = |node: usize| Member {
         node: name(node).parse().expect("a node's name"),
         address: scene.address(node),
+        zone: Some(format!("zone-{node}").parse().expect("a zone")),
         state: MemberState::InSync(Incarnation(Uuid::from_u128(number as u128 + node as u128))),
     };
     View {
@@ -27,6 +28,7 @@ fn view(scene: &Scene, number: u64) -> View {
         members: (0..3).map(member).collect(),
         failure_mode: FailureMode::Soft,
         lease_ms: 4000,
+        writers: vec!["node-w".parse().expect("a node's name")],
     }
 }
 

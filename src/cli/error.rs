@@ -95,9 +95,9 @@ pub enum CliError {
     /// Nobody says what a volume is.
     #[error(transparent)]
     Description(#[from] DescriptionError),
-    /// Without a key only members can show that they may write a volume.
+    /// Without a key only nodes that are named can write a volume.
     #[error(
-        "volume {volume} is not encrypted, so only its members may write it, and node {node} is none: serve it on {members}"
+        "volume {volume} is not encrypted, so only its members and the writers that it was made with may write it, and node {node} is none of these: serve it on {members}"
     )]
     OnlyMembers {
         /// The volume.
@@ -218,6 +218,16 @@ pub enum CliError {
         place: PathBuf,
         /// Why, as the process that serves it says.
         reason: String,
+    },
+    /// Members are changed, and the spec of the volume does not say so.
+    #[error(
+        "the members of volume {volume} of the cluster are changed, but its spec is not: {source}: set spec.members to what status.view.members says"
+    )]
+    SpecMembers {
+        /// The volume.
+        volume: VolumeName,
+        /// Why not.
+        source: ViewStoreError,
     },
     /// No memory for what a volume's key gives.
     #[error(transparent)]

@@ -87,7 +87,7 @@ fn protected() -> Result<(), CliError> {
         Ok(cli) => match cli.command {
             Command::Key(command) => key::run(command),
             Command::Volume(command) => volume::run(command),
-            Command::Serve(args) => serve::run(&args),
+            Command::Serve(args) => serve::run(args.into()),
             Command::Replica(args) => replica::run(args),
             Command::Controller(args) => controller::run(args),
             Command::Tls(command) => tls::run(command),

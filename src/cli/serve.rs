@@ -132,11 +132,17 @@ impl std::str::FromStr for EngineChoice {
 }
 
 /// Serves until SIGTERM or SIGINT.
-pub fn run(args: &ServeArgs) -> Result<(), CliError> {
+pub fn run(args: Arc<ServeArgs>) -> Result<(), CliError> {
     // From here on a signal means to finish in order, even while the volume is being opened.
     let stop = signals::stop().map_err(CliError::Signals)?;
     let is_replicated = args.volume.is_some() || args.replication.view.is_some();
-    let attached = if is_replicated { copies::attach(args, stop.as_fd()) } else { attach_folder(args, stop.as_fd()) };
+    let attached = if is_replicated {
+        let (theirs, stop_too) = (args.clone(), stop.try_clone().map_err(CliError::Signals)?);
+        let attached = signals::do_until(stop.as_fd(), move || copies::attach(&theirs, stop_too.as_fd()));
+        attached.map_err(CliError::Signals)?.unwrap_or(Ok(None))
+    } else {
+        attach_folder(&args, stop.as_fd())
+    };
     let attachment = match attached {
         // Asked to end in order, and nothing has been served that could be out of order.
         Err(CliError::Key(KeyError::Stopped)) => {
@@ -144,7 +150,7 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
             return Ok(());
         }
         Ok(None) => {
-            log::info!("stopped before the copies were gathered; nothing was served");
+            log::info!("stopped before the volume was attached; nothing was served");
             return Ok(());
         }
         Ok(Some(attachment)) => Arc::new(attachment),

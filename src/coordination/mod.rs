@@ -98,8 +98,12 @@ mod tests {
 
     /// View 1 of a volume with two copies.
     pub(super) fn first_view(volume: Uuid) -> View {
-        let member =
-            |name: &str, state| Member { node: name.parse().unwrap(), address: format!("{name}.example:7000"), state };
+        let member = |name: &str, state| Member {
+            node: name.parse().unwrap(),
+            address: format!("{name}.example:7000"),
+            zone: None,
+            state,
+        };
         View {
             volume,
             number: ViewNumber(1),
@@ -110,6 +114,7 @@ mod tests {
             ],
             failure_mode: FailureMode::Soft,
             lease_ms: 5000,
+            writers: Vec::new(),
         }
     }
 

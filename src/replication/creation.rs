@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::transport::{self, OpenError};
-use super::view::{FailureMode, Member, MemberState, NodeName, View, ViewError, ViewNumber};
+use super::view::{FailureMode, Member, MemberState, NewMember, NodeName, View, ViewError, ViewNumber};
 use crate::coordination::{ViewStore, ViewStoreError};
 use crate::crypto::derive::WriterKey;
 use crate::store::Superblock;
@@ -19,12 +19,14 @@ use crate::tls::Configs;
 pub struct Creation<'a> {
     /// Its identity and geometry.
     pub superblock: &'a Superblock,
-    /// The nodes that get a copy, and where their replicas listen: HOST:PORT.
-    pub members: &'a [(NodeName, String)],
+    /// The nodes that get a copy.
+    pub members: &'a [NewMember],
     /// How many copies must be in sync for a write.
     pub failure_mode: FailureMode,
     /// See [`View::lease_ms`].
     pub lease_ms: u32,
+    /// See [`View::writers`].
+    pub writers: &'a [NodeName],
     /// What shows that the volume's key is held; none for one without encryption.
     pub signer: Option<&'a WriterKey>,
 }
@@ -40,12 +42,11 @@ pub fn create(
     views: &mut dyn ViewStore,
     time_each: Duration,
 ) -> Result<View, CreationError> {
-    let Creation { superblock, members, failure_mode, lease_ms, signer } = *creation;
+    let Creation { superblock, members, failure_mode, lease_ms, writers, signer } = *creation;
     let members_in = |states: &[MemberState]| {
-        let with_state = |((node, address), state): (&(NodeName, String), &MemberState)| Member {
-            node: node.clone(),
-            address: address.clone(),
-            state: *state,
+        let with_state = |(member, state): (&NewMember, &MemberState)| {
+            let NewMember { node, address, zone } = member.clone();
+            Member { node, address, zone, state: *state }
         };
         members.iter().zip(states).map(with_state).collect()
     };
@@ -58,11 +59,12 @@ pub fn create(
         members: members_in(&states),
         failure_mode,
         lease_ms,
+        writers: writers.to_vec(),
     };
     told.check()?;
     let mut made = Vec::new();
     let abandoned = |made: &[NodeName]| Abandoned { volume: superblock.id, nodes: made.to_vec() };
-    for ((node, address), state) in members.iter().zip(&mut states) {
+    for (NewMember { node, address, .. }, state) in members.iter().zip(&mut states) {
         let deadline = Instant::now() + time_each;
         let welcome = transport::create(address, node, configs, superblock.render(), &told, signer, deadline);
         let welcome =

@@ -117,6 +117,7 @@ mod tests {
         let members = names.iter().zip(&listeners).map(|(name, listener)| Member {
             node: name.parse().unwrap(),
             address: listener.local_addr().unwrap().to_string(),
+            zone: None,
             state: MemberState::InSync(Incarnation(Uuid::nil())),
         });
         let mut view = View {
@@ -126,11 +127,13 @@ mod tests {
             members: members.collect(),
             failure_mode: FailureMode::AlwaysOn,
             lease_ms: 1000,
+            writers: Vec::new(),
         };
         // Nobody asks a copy that is behind.
         view.members.push(Member {
             node: "node-9".parse().unwrap(),
             address: "no address".to_owned(),
+            zone: None,
             state: MemberState::Behind,
         });
         let time = if answers.contains(&None) { Duration::from_millis(500) } else { Duration::from_secs(30) };

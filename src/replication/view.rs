@@ -7,12 +7,17 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 mod check;
+mod zone;
 
 pub(in crate::replication) use check::is_address;
 pub use check::{LEASE_MS_MAX, ViewError, ViewFault};
+pub use zone::{Placement, Spread, Zone, ZoneError};
 
 /// The most copies that a volume may have.
 pub const MEMBERS_MAX: usize = 8;
+
+/// The most nodes that a view may name as writers beside its members.
+pub const WRITERS_MAX: usize = 64;
 
 /// Which view of a volume this is. The first is 1; 0 means none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -134,6 +139,10 @@ pub struct View {
     /// For how long a writer may serve reads after it last heard from the other copies, and for how long
     /// one that replaces it waits if it could not reach them all. Milliseconds.
     pub lease_ms: u32,
+    /// Nodes that may write the volume beside its members: at most [`WRITERS_MAX`]. They count for a volume without
+    /// encryption only; of any other, whoever has the key may be the writer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub writers: Vec<NodeName>,
 }
 
 /// One copy of the volume.
@@ -144,8 +153,30 @@ pub struct Member {
     pub node: NodeName,
     /// Where its replica listens: HOST:PORT.
     pub address: String,
+    /// The zone that the node is in, if whoever made it a member has said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
     /// Whether it has every acknowledged write.
     pub state: MemberState,
+}
+
+impl Member {
+    /// What it was made a member with.
+    pub fn as_new(&self) -> NewMember {
+        NewMember { node: self.node.clone(), address: self.address.clone(), zone: self.zone.clone() }
+    }
+}
+
+/// A node that is to keep a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewMember {
+    /// Which one.
+    pub node: NodeName,
+    /// Where its replica listens: HOST:PORT.
+    pub address: String,
+    /// The zone that it is in, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
 }
 
 /// What a view says about a copy.
@@ -178,6 +209,11 @@ impl View {
         self.place_of(node).filter(|&index| !self.is_retired(index))
     }
 
+    /// Whether a node may write the volume if that has no key by which a node could show that it may.
+    pub fn may_write(&self, node: &NodeName) -> bool {
+        self.member_on(node).is_some() || self.writers.contains(node)
+    }
+
     /// The place of a node, also of one whose copy was removed.
     pub fn place_of(&self, node: &NodeName) -> Option<MemberIndex> {
         (0u8..).zip(&self.members).find(|(_, member)| member.node == *node).map(|(index, _)| MemberIndex(index))
@@ -191,6 +227,12 @@ impl View {
     /// The copies that there are: every member that was not removed.
     pub fn present(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|member| member.state != MemberState::Retired)
+    }
+
+    /// Whether the copies in sync are in more zones than one.
+    pub fn spread(&self) -> Spread {
+        let in_sync = self.members.iter().filter(|member| matches!(member.state, MemberState::InSync(_)));
+        Spread::of(in_sync.map(|member| Placement { node: member.node.as_str(), zone: member.zone.as_ref() }))
     }
 
     /// How many copies the failure mode is about.
@@ -323,8 +365,12 @@ mod tests {
     fn members_that_were_removed_or_only_added_do_not_count() {
         let life = MemberState::InSync(Incarnation(Uuid::nil()));
         let states = [life, MemberState::Behind, MemberState::Added, MemberState::Retired];
-        let member =
-            |(index, &state)| Member { node: format!("n{index}").parse().unwrap(), address: "n:1".into(), state };
+        let member = |(index, &state)| Member {
+            node: format!("n{index}").parse().unwrap(),
+            address: "n:1".into(),
+            zone: None,
+            state,
+        };
         let view = View {
             volume: Uuid::nil(),
             number: ViewNumber(1),
@@ -332,6 +378,7 @@ mod tests {
             members: states.iter().enumerate().map(member).collect(),
             failure_mode: FailureMode::Hard,
             lease_ms: 1000,
+            writers: Vec::new(),
         };
         assert_eq!((view.in_sync_min(), view.present().count(), view.in_sync().count()), (2, 3, 1));
         let on = |node: &str| view.member_on(&node.parse().unwrap());

@@ -238,6 +238,51 @@ fn a_node_without_a_copy_says_how_the_volume_stands() {
 }
 
 #[test]
+fn a_volume_without_encryption_is_served_by_nodes_without_a_copy_that_it_names_and_by_no_others() {
+    let (home, stranger) = (HOME, HOME + 1);
+    let plan = Plan { diskless: 2, encrypted: false, writers: &[HOME], ..PLAN };
+    let mut cluster = Cluster::start(&plan);
+    let mut old = cluster.serve(home, &[]);
+    cluster.await_in_sync(home);
+    let mut load = Load::start(&old.socket, new_model(), Manner::usual(77));
+    load.await_progress(300);
+    // A copy that is away learns from the record that it has who may write it.
+    cluster.kill_replica(1);
+    cluster.await_behind(home, 1, LONG);
+    cluster.start_replica(1);
+    cluster.await_in_sync(home);
+    for node in [0, home] {
+        load.await_progress(300);
+        let new = cluster.serve(node, &[]);
+        let model = load.abandon();
+        assert!(!old.process.await_end(LONG).success(), "{}", old.process.said());
+        load = Load::start(&new.socket, model, Manner::usual(78));
+        cluster.await_in_sync(node);
+        old = new;
+    }
+    load.await_progress(300);
+
+    let before = cluster.stored_view();
+    let mut refused = cluster.begin_to_serve(stranger, &[]);
+    assert_eq!(refused.process.await_end(LONG).code(), Some(1));
+    let said = refused.process.said();
+    assert!(said.contains("node node-e is none of these: serve it on node-a, node-b, node-c"), "{said}");
+    assert_eq!(cluster.stored_view(), before, "nothing was claimed");
+    load.await_progress(300);
+    load.finish();
+    cluster.await_in_sync(home);
+    old.process.terminate();
+    cluster.assert_equal();
+
+    // Where only members may write it, the one that does stays one.
+    let writer = cluster.serve(0, &[]);
+    cluster.await_in_sync(0);
+    let error = cluster.volume(0, "remove-member", &[&name(0)]).unwrap_err();
+    assert!(error.contains("may write it as a member only"), "{error}");
+    writer.process.terminate();
+}
+
+#[test]
 fn what_keeps_a_volume_from_being_attached_is_said_before_anything_is_claimed() {
     let mut cluster = Cluster::start(&PLAN);
     cluster.serve(0, &[]).process.terminate();

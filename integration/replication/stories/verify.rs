@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, symlink};
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -26,7 +27,10 @@ struct Said {
 }
 
 fn verify(cluster: &Cluster, arguments: &[&str]) -> Said {
-    let output = cluster.verify(0, arguments).output().expect("running sealblk");
+    hear(cluster.verify(0, arguments).output().expect("running sealblk"))
+}
+
+fn hear(output: Output) -> Said {
     let lines = String::from_utf8(output.stdout).expect("text");
     let mut said = Said {
         status: output.status.code(),
@@ -205,10 +209,49 @@ fn a_scrub_finds_and_heals_without_being_asked() {
 }
 
 #[test]
+fn members_change_while_copies_are_compared() {
+    let plan = Plan { spares: 1, ..Plan::USUAL };
+    let mut cluster = Cluster::start(&plan);
+    let mut writer = cluster.serve(0, &["--scrub-every", "1s", "--scrub-rate", "64M"]);
+    cluster.await_in_sync(0);
+    let model = Model::new(plan.size_bytes as usize / BLOCK);
+    let load = Load::start(&writer.socket, model, Manner::usual(91));
+    load.await_progress(300);
+    let mut slow = cluster.verify(0, &["--rate", "4M"]);
+    let mut slow = slow.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("running sealblk");
+    let (node_b, node_d) = (cluster.member(1), cluster.member(3));
+    for (subcommand, arguments) in [
+        ("add-member", &[node_d.as_str(), "--wait"][..]),
+        ("remove-member", &["node-b"]),
+        ("move", &["node-d", &node_b]),
+        ("add-member", &[&node_d, "--wait"]),
+    ] {
+        let has_ended = slow.try_wait().expect("its state").is_some();
+        assert!(!has_ended, "it was too quick to meet {subcommand} {arguments:?}");
+        cluster.volume(0, subcommand, arguments).unwrap();
+        load.await_progress(100);
+    }
+    let said = hear(slow.wait_with_output().expect("what it said"));
+    // Nothing is called different that is not, and what was not compared is not called equal.
+    assert_eq!(said.found, [], "{}", said.error);
+    let outcome = said.outcome.expect("an outcome");
+    assert_eq!((said.status, outcome.left_bytes, outcome.healed_bytes), (Some(1), 0, 0), "{outcome:?}");
+    let compared = |node: &str| outcome.members.iter().find(|member| member.node == node).map(|member| member.bytes);
+    assert_eq!((compared("node-a"), compared("node-c")), (Some(plan.size_bytes), Some(plan.size_bytes)), "{outcome:?}");
+    assert!(compared("node-b") < Some(plan.size_bytes) && compared("node-d") < Some(plan.size_bytes), "{outcome:?}");
+
+    assert_equal(&cluster, 4);
+    writer.process.await_line("the copies are equal");
+    load.finish();
+    writer.process.terminate();
+    cluster.assert_equal();
+}
+
+#[test]
 fn who_goes_away_ends_the_comparison() {
     let (cluster, writer) = serve(&Plan::USUAL, &[]);
     let mut slow = cluster.verify(0, &["--rate", "64K"]);
-    let mut slow = slow.stdout(std::process::Stdio::piped()).spawn().expect("running sealblk");
+    let mut slow = slow.stdout(Stdio::piped()).spawn().expect("running sealblk");
     let mut line = String::new();
     io::BufRead::read_line(&mut io::BufReader::new(slow.stdout.take().expect("its output")), &mut line)
         .expect("a line");

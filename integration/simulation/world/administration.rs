@@ -5,7 +5,7 @@
 //! sync must have its disk. So its node goes down first, and the disk is lost when nobody may call its copy in sync
 //! any more.
 
-use sealblk::replication::view::{MemberState, View};
+use sealblk::replication::view::{MemberState, NewMember, View};
 use sealblk::replication::writer::{EditRefusal, MemberEdit};
 
 use super::{ADMINISTER_US, Event, World, name_of, node_of, number_of};
@@ -44,7 +44,7 @@ impl World {
         match view.member_on(&name) {
             Some(_) if self.random.chance(40) => Some(MemberEdit::Remove { node: name }),
             Some(_) => None,
-            None => Some(MemberEdit::Add { node: name, address: "node:1".to_owned() }),
+            None => Some(MemberEdit::Add(NewMember { node: name, address: "node:1".to_owned(), zone: None })),
         }
     }
 

@@ -244,11 +244,13 @@ impl World {
                 .map(|index| Member {
                     node: name_of(index),
                     address: String::new(),
+                    zone: None,
                     state: MemberState::InSync(Incarnation(Uuid::nil())),
                 })
                 .collect(),
             failure_mode: scenario.failure_mode,
             lease_ms: scenario.lease_ms,
+            writers: Vec::new(),
         };
         let regions = scenario.sectors.div_ceil(scenario.region_sectors as usize);
         let nodes = (0..scenario.members + scenario.others).map(|index| Node {

@@ -17,7 +17,7 @@ use crate::guest::Guest;
 /// A process that serves a guest.
 pub struct Process {
     pub node: usize,
-    /// The member whose copy it holds.
+    /// The member whose copy it holds; none from when that was removed.
     pub local: Option<MemberIndex>,
     pub id: WriterId,
     pub writer: Writer,
@@ -228,7 +228,10 @@ impl World {
             writer::Action::Unreadable { .. } => {}
             writer::Action::Found(finding) => self.found(number, &finding),
             writer::Action::RoundEnded(round) => self.round_ended(number, *round),
-            writer::Action::Adopted(_) => self.counts.views += 1,
+            writer::Action::Adopted(view) => {
+                self.counts.views += 1;
+                self.let_copy_go(number, &view);
+            }
             writer::Action::Lost(..) => {
                 self.check_lost(number);
                 if self.random.chance(self.scenario.troubled) {
@@ -254,6 +257,17 @@ impl World {
                     self.attach_at(self.now + delay);
                 }
             }
+        }
+    }
+
+    /// A process goes on without its copy when that is a member no more.
+    fn let_copy_go(&mut self, number: u64, view: &View) {
+        let Some(process) = self.processes.get_mut(&number) else { return };
+        let node = process.node;
+        if process.local.take_if(|local| view.is_retired(*local)).is_some()
+            && self.nodes[node].holder.as_ref().is_some_and(|holder| holder.process == Some(number))
+        {
+            self.release_copy(node, false);
         }
     }
 

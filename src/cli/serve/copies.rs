@@ -183,7 +183,7 @@ fn elsewhere(
 ) -> Result<Volume, CliError> {
     log::info!("volume {}: node {node} has no copy of it; asking those that have", view.volume);
     let volume = Volume::elsewhere(description::ask(view, &tls.current(), time)?, key)?;
-    if volume.superblock().cipher == Cipher::None {
+    if volume.superblock().cipher == Cipher::None && !view.may_write(node) {
         let members = view.members.iter().map(|member| member.node.as_str()).collect::<Vec<_>>().join(", ");
         return Err(CliError::OnlyMembers { volume: volume.id(), node: node.clone(), members });
     }

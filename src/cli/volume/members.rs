@@ -9,13 +9,17 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::create::member;
+use super::create::{MEMBER, member};
 use super::status::{Bars, Pace};
+use crate::cli::key_args::ClusterArgs;
+use crate::cli::view_args::{in_cluster, volume_name};
 use crate::cli::{CliError, output};
+use crate::coordination::ClusterVolume;
+use crate::coordination::kubernetes::VolumeName;
 use crate::replication::primary::request::{Outcome, OwnerRequest};
-use crate::replication::primary::status::{CopyState, Status};
+use crate::replication::primary::status::{CopyState, MemberStatus, Status};
 use crate::replication::primary::{ask, order};
-use crate::replication::view::NodeName;
+use crate::replication::view::{NewMember, NodeName, Placement, Spread};
 use crate::store::{Access, Store};
 
 /// Who is to keep a copy too.
@@ -25,12 +29,15 @@ pub struct AddMemberArgs {
     /// on for the virtual machine's monitor
     #[arg(value_name = "PLACE")]
     place: PathBuf,
-    /// The node, and where its replica listens
-    #[arg(value_name = "NAME=HOST:PORT", value_parser = member)]
-    member: (NodeName, String),
+    /// The node, where its replica listens, and which zone it is in. Given for a member that is reached there
+    /// already, it says in which zone that is
+    #[arg(value_name = MEMBER, value_parser = member)]
+    member: NewMember,
     /// Wait until the new copy is in sync
     #[arg(long)]
     wait: bool,
+    #[command(flatten)]
+    spec: SpecArgs,
 }
 
 /// Who is to keep a copy no longer.
@@ -42,6 +49,8 @@ pub struct RemoveMemberArgs {
     place: PathBuf,
     /// The node
     node: NodeName,
+    #[command(flatten)]
+    spec: SpecArgs,
 }
 
 /// Which copy is to be elsewhere.
@@ -53,14 +62,68 @@ pub struct MoveArgs {
     place: PathBuf,
     /// The node that keeps a copy now
     from: NodeName,
-    /// The node that is to keep it, and where its replica listens
-    #[arg(value_name = "NAME=HOST:PORT", value_parser = member)]
-    to: (NodeName, String),
+    /// The node that is to keep it, where its replica listens, and which zone it is in
+    #[arg(value_name = MEMBER, value_parser = member)]
+    to: NewMember,
+    #[command(flatten)]
+    spec: SpecArgs,
+}
+
+/// For a volume of a cluster, whose spec names its members, too.
+#[derive(Args)]
+pub struct SpecArgs {
+    /// The volume of a cluster that it is, kubernetes:NAMESPACE/NAME: the members in its spec are changed as well, with
+    /// the rights of whoever runs this
+    #[arg(long, value_name = "VOLUME", value_parser = volume_name)]
+    volume: Option<VolumeName>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+impl SpecArgs {
+    /// The volume of the cluster, if one is named; it must be the one that is served at the place.
+    fn volume(&self, place: &Path, served: &Status) -> Result<Option<ClusterVolume>, CliError> {
+        let Some(name) = &self.volume else { return Ok(None) };
+        let volume = in_cluster(name, &self.cluster.cluster());
+        let (_, view) = volume.read()?;
+        match view {
+            Some(view) if view.volume.to_string() == served.volume => Ok(Some(volume)),
+            _ => {
+                let reason = format!("what is served there is not volume {name} of the cluster");
+                Err(CliError::Members { place: place.to_owned(), reason })
+            }
+        }
+    }
+}
+
+/// Has the spec say what is so.
+fn tell(volume: Option<&ClusterVolume>) -> Result<(), CliError> {
+    let Some(volume) = volume else { return Ok(()) };
+    volume.adopt_members().map_err(|source| CliError::SpecMembers { volume: volume.name.clone(), source })
+}
+
+/// Says so if copies will be spread over zones worse than they could be.
+fn warn_of_zones(before: &Status, added: Option<&NewMember>, removed: Option<&NodeName>) {
+    let placements = || before.present().map(MemberStatus::placement);
+    let new = added.map(|new| Placement { node: new.node.as_str(), zone: new.zone.as_ref() });
+    let is_kept = |copy: &Placement<'_>| {
+        removed.is_none_or(|node| node.as_str() != copy.node) && new.is_none_or(|new| new.node != copy.node)
+    };
+    if let Some(why) = Spread::worse(placements(), placements().filter(is_kept).chain(new)) {
+        log::warn!("the copies could be spread better over zones: {why}");
+    }
 }
 
 pub fn add(args: &AddMemberArgs) -> Result<(), CliError> {
-    let AddMemberArgs { place, member: (node, address), wait } = args;
-    add_member(place, node, address)?;
+    let AddMemberArgs { place, member, wait, spec } = args;
+    let before = status(place)?;
+    let (volume, node) = (spec.volume(place, &before)?, &member.node);
+    warn_of_zones(&before, Some(member), None);
+    add_member(place, member)?;
+    tell(volume.as_ref())?;
+    if before.present().any(|member| member.node == node.as_str()) {
+        return output::print(&format!("node {node} is a member as before, and its zone is known\n"));
+    }
     if *wait {
         await_in_sync(place, node)?;
         return output::print(&format!("node {node} is a member, and in sync\n"));
@@ -69,13 +132,18 @@ pub fn add(args: &AddMemberArgs) -> Result<(), CliError> {
 }
 
 pub fn remove(args: &RemoveMemberArgs) -> Result<(), CliError> {
-    let RemoveMemberArgs { place, node } = args;
+    let RemoveMemberArgs { place, node, spec } = args;
+    let before = status(place)?;
+    let volume = spec.volume(place, &before)?;
+    warn_of_zones(&before, None, Some(node));
     remove_member(place, node)?;
+    tell(volume.as_ref())?;
     output::print(&format!("node {node} is no member any more: its copy there can be deleted\n"))
 }
 
 pub fn relocate(args: &MoveArgs) -> Result<(), CliError> {
-    let MoveArgs { place, from, to: (to, address) } = args;
+    let MoveArgs { place, from, to: new, spec } = args;
+    let to = &new.node;
     if from == to {
         return Err(CliError::Usage("name two nodes: one that keeps a copy, and another".to_owned()));
     }
@@ -84,17 +152,21 @@ pub fn relocate(args: &MoveArgs) -> Result<(), CliError> {
     if !has(from) {
         return Err(CliError::Members { place: place.clone(), reason: format!("node {from} is not a member") });
     }
+    let volume = spec.volume(place, &status)?;
+    warn_of_zones(&status, Some(new), Some(from));
     // It may be there from a move that was interrupted.
     if !has(to) {
-        add_member(place, to, address)?;
+        add_member(place, new)?;
+        tell(volume.as_ref())?;
     }
     await_in_sync(place, to)?;
     remove_member(place, from)?;
+    tell(volume.as_ref())?;
     output::print(&format!("the copy of node {from} is on node {to} now: that on node {from} can be deleted\n"))
 }
 
-fn add_member(place: &Path, node: &NodeName, address: &str) -> Result<(), CliError> {
-    change(place, &OwnerRequest::AddMember { node: node.clone(), address: address.to_owned() })
+fn add_member(place: &Path, new: &NewMember) -> Result<(), CliError> {
+    change(place, &OwnerRequest::AddMember(new.clone()))
 }
 
 fn remove_member(place: &Path, node: &NodeName) -> Result<(), CliError> {

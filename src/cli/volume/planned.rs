@@ -4,19 +4,20 @@ use std::time::Duration;
 
 use crate::cli::view_args::in_cluster;
 use crate::cli::{CliError, KeyArgs, ViewPlace};
-use crate::coordination::kubernetes::{ClusterVolume, KeyPlace, Size, Spec, SpecMember, VolumeName};
+use crate::coordination::kubernetes::{ClusterVolume, KeyPlace, Size, Spec, VolumeName};
 use crate::crypto::xts::XtsKey;
 use crate::keys::Source;
-use crate::replication::view::{FailureMode, NodeName};
+use crate::replication::view::{FailureMode, NewMember, NodeName};
 use crate::store::SectorSize;
 
 /// What it is to be.
 pub struct Planned {
     pub size_bytes: u64,
     pub sector_size: SectorSize,
-    pub members: Vec<(NodeName, String)>,
+    pub members: Vec<NewMember>,
     pub failure_mode: FailureMode,
     pub lease: Duration,
+    pub writers: Vec<NodeName>,
 }
 
 impl Planned {
@@ -30,9 +31,10 @@ impl Planned {
         let planned = Planned {
             size_bytes: spec.size.0,
             sector_size: sector_size(spec.sector_size)?,
-            members: spec.members.into_iter().map(|member| (member.node, member.address)).collect(),
+            members: spec.members,
             failure_mode: spec.failure_mode,
             lease: Duration::from_millis(spec.lease_milliseconds.into()),
+            writers: spec.writers,
         };
         Ok((planned, key))
     }
@@ -40,13 +42,13 @@ impl Planned {
     /// Makes the object of a cluster's volume; nothing elsewhere.
     pub fn announce(&self, place: &ViewPlace, key: &KeyArgs, is_encrypted: bool) -> Result<(), CliError> {
         let ViewPlace::Kubernetes(name) = place else { return Ok(()) };
-        let members = self.members.iter().cloned().map(|(node, address)| SpecMember { node, address });
         let spec = Spec {
             size: Size(self.size_bytes),
             sector_size: self.sector_size.bytes(),
             encrypted: is_encrypted,
             key: key_place(name, key.source()?),
-            members: members.collect(),
+            members: self.members.clone(),
+            writers: self.writers.clone(),
             failure_mode: self.failure_mode,
             below_min: Default::default(),
             lease_milliseconds: self.lease.as_millis() as u32,

@@ -102,6 +102,14 @@ fn for_people(status: &Status, teller: Teller, pace: &Pace) -> String {
     let writable = if status.writable { "" } else { "; too few for writes" };
     let count = status.present().count();
     let _ = writeln!(text, "in sync       {} of {count}, mode {}{writable}", status.in_sync, status.failure_mode);
+    if status.members.iter().any(|member| member.zone.is_some()) {
+        let spread = match status.spread {
+            Some(true) => "the copies in sync are in more than one",
+            Some(false) => "every copy in sync is in the same",
+            None => "of some copies it is not known",
+        };
+        let _ = writeln!(text, "zones         {spread}");
+    }
     if status.unreconciled_regions > 0 {
         let bytes = status.unreconciled_regions as u64 * status.region_bytes;
         let _ = writeln!(text, "to compare    {} at most, after the last writer's end", size::rounded(bytes));
@@ -122,6 +130,9 @@ fn for_people(status: &Status, teller: Teller, pace: &Pace) -> String {
 
 fn member_line(member: &MemberStatus, is_served: bool, pace: &Pace) -> String {
     let mut line = format!("  {:<20} {:<22} {}", member.node, member.address, state_name(member.state));
+    if let Some(zone) = &member.zone {
+        let _ = write!(line, ", zone {zone}");
+    }
     if is_served && !member.connected {
         line += ", not connected";
     }
@@ -235,6 +246,7 @@ mod tests {
         let member = |node: &str, state, behind_bytes| MemberStatus {
             node: node.to_owned(),
             address: "10.0.0.1:7420".to_owned(),
+            zone: None,
             state,
             connected: true,
             behind_bytes,
@@ -250,6 +262,7 @@ mod tests {
             writable: true,
             unreconciled_regions: 0,
             region_bytes: 4 << 20,
+            spread: None,
             members: vec![member("node-a", CopyState::InSync, 0), member("node-b", CopyState::Resyncing, behind_bytes)],
         }
     }
@@ -275,6 +288,17 @@ mod tests {
         assert!(text.contains("in sync       1 of 2, mode soft\n"), "{text}");
         assert!(text.contains("being sent what it lacks, lacks 8.0 MiB at most"), "{text}");
         assert!(!text.contains("not served"), "{text}");
+    }
+
+    #[test]
+    fn zones_are_shown_where_there_are_any() {
+        let mut status = status(0);
+        assert!(!for_people(&status, Teller::Writer, &Pace::default()).contains("zone"));
+        status.spread = Some(false);
+        status.members[0].zone = Some("eu-1a".parse().unwrap());
+        let text = for_people(&status, Teller::Writer, &Pace::default());
+        assert!(text.contains("in sync, zone eu-1a\n"), "{text}");
+        assert!(text.contains("zones         every copy in sync is in the same\n"), "{text}");
     }
 
     #[test]

@@ -2,10 +2,11 @@
 //! came back, who became a member.
 //!
 //! They are made from two views that follow each other, and told when the second is stored. Nothing waits for that: a
-//! thread of its own tells them, which lives as long as somebody changes the view. One that cannot be told is lost. What
-//! holds is in the status, and an event only says when it came about.
+//! thread of its own tells them, which lives as long as somebody changes the view. Whoever does so no more waits a
+//! little for what has yet to be told, so that a process that ends tells its last too. One that cannot be told is lost.
+//! What holds is in the status, and an event only says when it came about.
 
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
@@ -19,10 +20,19 @@ use crate::replication::View;
 use crate::replication::view::{Member, MemberState};
 
 /// Whoever tells the events of one volume.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Events {
-    /// To the thread, once there is something to tell.
+    /// Once there is something to tell.
+    teller: Option<Teller>,
+}
+
+/// The thread that tells them.
+#[derive(Debug)]
+struct Teller {
+    /// What it is to tell; none when nothing more will come.
     told: Option<SyncSender<Change>>,
+    /// Cut off when it has ended.
+    ended: Receiver<()>,
 }
 
 /// A view was put in the place of another.
@@ -49,19 +59,35 @@ impl Events {
     pub fn tell(&mut self, at: &ClusterVolume, uid: &str, before: Option<View>, after: &View) {
         let change =
             Change { at: at.clone(), uid: uid.to_owned(), before, after: after.clone(), time: Timestamp::now() };
-        let told = self.told.get_or_insert_with(|| {
-            let (told, to_tell) = sync_channel(CHANGES_MAX);
-            let teller = thread::Builder::new().name("events".to_owned());
-            if let Err(error) = teller.spawn(move || tell_all(&to_tell)) {
-                log::warn!("there is no thread to tell events: {error}");
-            }
-            told
-        });
-        match told.try_send(change) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => log::debug!("{}: more events than can be told", at.name),
+        match self.teller.get_or_insert_with(Teller::begin).told.as_ref().map(|told| told.try_send(change)) {
+            Some(Ok(())) => {}
+            Some(Err(TrySendError::Full(_))) => log::debug!("{}: more events than can be told", at.name),
             // For the next one another thread is tried.
-            Err(TrySendError::Disconnected(_)) => self.told = None,
+            Some(Err(TrySendError::Disconnected(_))) | None => self.teller = None,
+        }
+    }
+}
+
+impl Teller {
+    fn begin() -> Teller {
+        let (told, to_tell) = sync_channel(CHANGES_MAX);
+        let (running, ended) = sync_channel(0);
+        let thread = thread::Builder::new().name("events".to_owned()).spawn(move || {
+            let _running = running;
+            tell_all(&to_tell);
+        });
+        if let Err(error) = thread {
+            log::warn!("there is no thread to tell events: {error}");
+        }
+        Teller { told: Some(told), ended }
+    }
+}
+
+impl Drop for Teller {
+    fn drop(&mut self) {
+        self.told = None;
+        if self.ended.recv_timeout(END_TIME_MAX) == Err(RecvTimeoutError::Timeout) {
+            log::debug!("there are events that were not told in time");
         }
     }
 }
@@ -180,6 +206,8 @@ fn nodes<'a>(members: impl Iterator<Item = &'a Member>) -> String {
 /// How many changes may wait to be told: a view does not change often.
 const CHANGES_MAX: usize = 16;
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long the end of a process waits for the last to be told.
+const END_TIME_MAX: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {

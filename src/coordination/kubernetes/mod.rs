@@ -36,14 +36,14 @@ use events::Events;
 pub use name::{VolumeName, VolumeNameError};
 pub use object::AccessError;
 use object::{Conversation, Object};
-pub use spec::{BelowMinimum, KeyPlace, Size, Spec, SpecMember};
+pub use spec::{BelowMinimum, KeyPlace, Size, Spec};
 use status::Status;
 
 use super::{RecordDamage, Swap, ViewStore, ViewStoreError, check_next, check_storable};
 use crate::kubernetes::patience::jittered;
 use crate::kubernetes::{Access, RequestError};
 use crate::replication::View;
-use crate::replication::view::ViewNumber;
+use crate::replication::view::{Member, NewMember, ViewNumber};
 
 /// A volume of a cluster.
 #[derive(Clone, Debug)]
@@ -57,7 +57,7 @@ pub struct ClusterVolume {
 }
 
 /// The view of one volume, in a cluster.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct KubernetesViews {
     at: ClusterVolume,
     volume: Uuid,
@@ -91,25 +91,62 @@ impl ClusterVolume {
     ///
     /// [`ViewStoreError::Exists`] when there is one of its name.
     pub fn create(&self, spec: &Spec) -> Result<(), ViewStoreError> {
-        let made = self.run(async { Conversation::open(&self.access, &self.name).await?.create(spec).await });
+        let made = object::run(async { Conversation::open(&self.access, &self.name).await?.create(spec).await });
         match made {
-            Err(ViewStoreError::Unavailable { source, .. }) => match source.downcast::<AccessError>() {
-                Ok(error) if matches!(error.request(), Some(RequestError::Conflict { .. })) => {
-                    Err(ViewStoreError::Exists { place: self.place() })
-                }
-                Ok(error) if error.may_have_changed() => {
-                    Err(ViewStoreError::Unknown { place: self.place(), source: error })
-                }
-                Ok(error) => Err(self.unavailable(*error)),
-                Err(source) => Err(ViewStoreError::Unavailable { place: self.place(), source }),
-            },
-            made => made.map(|_| ()),
+            Ok(Err(error)) if matches!(error.request(), Some(RequestError::Conflict { .. })) => {
+                Err(ViewStoreError::Exists { place: self.place() })
+            }
+            made => self.changed(made).map(|_| ()),
+        }
+    }
+
+    /// Makes the members of the spec those of the view. That is not for nodes to do, which may not change a spec.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`ViewStore::load`], and [`ViewStoreError::Unknown`].
+    pub fn adopt_members(&self) -> Result<(), ViewStoreError> {
+        for _ in 0..TRIES_MAX {
+            let object = self.run(async {
+                let conversation = Conversation::open(&self.access, &self.name).await?;
+                conversation.get_patiently(self.patience).await
+            })?;
+            let field = |what| self.damaged(RecordDamage::Field { what });
+            let spec = object.spec().map_err(field)?;
+            let view = self.view_of(&object.status().map_err(field)?)?;
+            let view = view.ok_or_else(|| ViewStoreError::NotFound { place: self.place() })?;
+            let members: Vec<NewMember> = view.present().map(Member::as_new).collect();
+            if spec.members == members {
+                return Ok(());
+            }
+            let changed = object::run(async {
+                Conversation::open(&self.access, &self.name).await?.replace_members(&object, &members).await
+            });
+            match changed {
+                Ok(Err(error)) if matches!(error.request(), Some(RequestError::Conflict { .. })) => {}
+                changed => return self.changed(changed).map(|_| ()),
+            }
+        }
+        Err(self.busy())
+    }
+
+    /// What became of a change.
+    fn changed<T>(&self, result: std::io::Result<Result<T, AccessError>>) -> Result<T, ViewStoreError> {
+        match result {
+            Ok(Err(error)) if error.may_have_changed() => {
+                Err(ViewStoreError::Unknown { place: self.place(), source: error.into() })
+            }
+            result => self.unchanged(result),
         }
     }
 
     /// For those that may have changed nothing.
     fn run<T>(&self, conversation: impl Future<Output = Result<T, AccessError>>) -> Result<T, ViewStoreError> {
-        match object::run(conversation) {
+        self.unchanged(object::run(conversation))
+    }
+
+    fn unchanged<T>(&self, result: std::io::Result<Result<T, AccessError>>) -> Result<T, ViewStoreError> {
+        match result {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.unavailable(error)),
             Err(error) => Err(ViewStoreError::Unavailable { place: self.place(), source: error.into() }),
@@ -132,6 +169,11 @@ impl ClusterVolume {
             Some(RequestError::NotFound { .. }) => ViewStoreError::NotFound { place: self.place() },
             _ => ViewStoreError::Unavailable { place: self.place(), source: error.into() },
         }
+    }
+
+    fn busy(&self) -> ViewStoreError {
+        let busy = std::io::Error::other("others change it all the time");
+        ViewStoreError::Unavailable { place: self.place(), source: busy.into() }
     }
 
     fn damaged(&self, reason: RecordDamage) -> ViewStoreError {
@@ -182,8 +224,7 @@ impl KubernetesViews {
                     Err(error) => return Err(self.failed(error)),
                 }
             }
-            let busy = std::io::Error::other("others change it all the time");
-            Err(ViewStoreError::Unavailable { place: at.place(), source: busy.into() })
+            Err(at.busy())
         });
         let result =
             result.unwrap_or_else(|error| Err(ViewStoreError::Unavailable { place: at.place(), source: error.into() }));

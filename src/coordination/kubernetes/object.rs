@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::{Spec, Status, VolumeName};
 use crate::kubernetes::{self, Access, ConnectError, Patience, RequestError, request};
+use crate::replication::view::NewMember;
 
 /// A `Volume` as it was read.
 #[derive(Clone, Debug)]
@@ -73,6 +74,13 @@ impl<'a> Conversation<'a> {
         let patch = json!({"metadata": {"resourceVersion": read.resource_version}, "status": status});
         let path = format!("{}/status", self.path());
         let answer = request::merge_patch(&self.client, &path, patch.to_string().into(), ANSWER_TIME_MAX).await;
+        self.parse(&answer.map_err(|source| self.failed(source))?)
+    }
+
+    /// Replaces the members of the spec if the object is still as it was read.
+    pub async fn replace_members(&self, read: &Object, members: &[NewMember]) -> Result<Object, AccessError> {
+        let patch = json!({"metadata": {"resourceVersion": read.resource_version}, "spec": {"members": members}});
+        let answer = request::merge_patch(&self.client, &self.path(), patch.to_string().into(), ANSWER_TIME_MAX).await;
         self.parse(&answer.map_err(|source| self.failed(source))?)
     }
 

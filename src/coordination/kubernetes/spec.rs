@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::replication::view::{FailureMode, NodeName};
+use crate::replication::view::{FailureMode, NewMember, NodeName};
 
 /// What a volume is to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +23,10 @@ pub struct Spec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyPlace>,
     /// The nodes that keep copies.
-    pub members: Vec<SpecMember>,
+    pub members: Vec<NewMember>,
+    /// Nodes that may write the volume beside the members, if it is not encrypted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub writers: Vec<NodeName>,
     /// How many copies must be in sync for a write.
     #[serde(default = "failure_mode_default")]
     pub failure_mode: FailureMode,
@@ -33,15 +36,6 @@ pub struct Spec {
     /// See [`View::lease_ms`](crate::replication::View::lease_ms).
     #[serde(default = "lease_default")]
     pub lease_milliseconds: u32,
-}
-
-/// A node that keeps a copy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SpecMember {
-    /// The node.
-    pub node: NodeName,
-    /// Where its replica listens: HOST:PORT.
-    pub address: String,
 }
 
 /// Where the key is, in the volume's own namespace: a volume may not take the keys of others.
@@ -162,6 +156,7 @@ mod tests {
             ("failureMode", json!("9")),
             ("belowMin", json!("panic")),
             ("members", json!([{"node": "Node_A", "address": "a:1"}])),
+            ("members", json!([{"node": "node-a", "address": "a:1", "zone": "-"}])),
             ("members", json!({})),
             ("encrypted", json!("yes")),
         ] {

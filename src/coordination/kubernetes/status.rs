@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::replication::View;
-use crate::replication::view::{FailureMode, Incarnation, Member, MemberState, NodeName, ViewNumber, WriterId};
+use crate::replication::view::{
+    FailureMode, Incarnation, Member, MemberState, NodeName, Spread, ViewNumber, WriterId, Zone,
+};
 
 /// The status.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -35,6 +37,8 @@ pub struct StoredView {
     members: Vec<StoredMember>,
     failure_mode: FailureMode,
     lease_milliseconds: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    writers: Vec<NodeName>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +46,8 @@ pub struct StoredView {
 struct StoredMember {
     node: NodeName,
     address: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    zone: Option<Zone>,
     state: StoredState,
     /// The life in which it is in sync.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,17 +72,24 @@ impl Status {
         let behind: Vec<&str> = behind.map(|member| member.node.as_str()).collect();
         let ready = (
             "Ready",
-            enough,
+            truth(enough),
             if enough { "EnoughCopies" } else { "TooFewCopies" },
             format!("{count} of {of} copies are in sync, and a write needs {}", view.in_sync_min()),
         );
         let degraded = if behind.is_empty() {
-            ("Degraded", false, "AllCopiesInSync", "every copy is in sync".to_owned())
+            ("Degraded", "False", "AllCopiesInSync", "every copy is in sync".to_owned())
         } else {
-            ("Degraded", true, "CopiesBehind", format!("not in sync: {}", behind.join(", ")))
+            ("Degraded", "True", "CopiesBehind", format!("not in sync: {}", behind.join(", ")))
         };
-        let condition = |(type_, holds, reason, message): (&str, bool, &str, String)| {
-            let status = if holds { "True" } else { "False" };
+        let spread = view.spread();
+        let (holds, reason) = match spread {
+            Spread::Zones(_) => ("True", "SeveralZones"),
+            Spread::OneZone(_) => ("False", "OneZone"),
+            Spread::Unknown(_) => ("Unknown", "ZoneNotKnown"),
+            Spread::NotGiven => ("Unknown", "NoZones"),
+        };
+        let spread = ("Spread", holds, reason, spread.to_string());
+        let condition = |(type_, status, reason, message): (&str, &str, &str, String)| {
             let before = self.conditions.iter().find(|before| before.type_ == type_ && before.status == status);
             Condition {
                 type_: type_.to_owned(),
@@ -91,21 +104,25 @@ impl Status {
             observed_generation: generation,
             in_sync: Some(format!("{count}/{of}")),
             view: Some(StoredView::of(view)),
-            conditions: vec![condition(ready), condition(degraded)],
+            conditions: vec![condition(ready), condition(degraded), condition(spread)],
         }
     }
 }
 
+fn truth(holds: bool) -> &'static str {
+    if holds { "True" } else { "False" }
+}
+
 impl StoredView {
     fn of(view: &View) -> StoredView {
-        let members = view.members.iter().map(|Member { node, address, state }| {
+        let members = view.members.iter().map(|Member { node, address, zone, state }| {
             let (state, incarnation) = match *state {
                 MemberState::InSync(incarnation) => (StoredState::InSync, Some(incarnation)),
                 MemberState::Behind => (StoredState::Behind, None),
                 MemberState::Added => (StoredState::Added, None),
                 MemberState::Retired => (StoredState::Retired, None),
             };
-            StoredMember { node: node.clone(), address: address.clone(), state, incarnation }
+            StoredMember { node: node.clone(), address: address.clone(), zone: zone.clone(), state, incarnation }
         });
         StoredView {
             volume: view.volume,
@@ -114,6 +131,7 @@ impl StoredView {
             members: members.collect(),
             failure_mode: view.failure_mode,
             lease_milliseconds: view.lease_ms,
+            writers: view.writers.clone(),
         }
     }
 
@@ -127,7 +145,8 @@ impl StoredView {
                 (StoredState::Retired, None) => MemberState::Retired,
                 _ => return None,
             };
-            Some(Member { node: member.node.clone(), address: member.address.clone(), state })
+            let (node, address, zone) = (member.node.clone(), member.address.clone(), member.zone.clone());
+            Some(Member { node, address, zone, state })
         };
         let view = View {
             volume: self.volume,
@@ -136,6 +155,7 @@ impl StoredView {
             members: self.members.iter().map(member).collect::<Option<_>>()?,
             failure_mode: self.failure_mode,
             lease_ms: self.lease_milliseconds,
+            writers: self.writers.clone(),
         };
         view.check().is_ok().then_some(view)
     }
@@ -169,6 +189,11 @@ mod tests {
         assert_eq!(stored, expected);
         assert_eq!(serde_json::from_value::<StoredView>(stored).unwrap().view(), Some(view.clone()));
         let writer = Some(WriterId { node: "node-1".parse().unwrap(), attachment: VOLUME });
+        let mut view = view;
+        view.members[0].zone = Some("eu-1a".parse().unwrap());
+        view.writers = vec!["node-9".parse().unwrap()];
+        let stored = serde_json::to_value(StoredView::of(&view)).unwrap();
+        assert_eq!(stored["members"][0]["zone"], "eu-1a");
         let mut view = View { number: ViewNumber::MAX, writer, ..view };
         for state in [MemberState::Added, MemberState::Retired] {
             view.members[1].state = state;
@@ -194,10 +219,31 @@ mod tests {
     }
 
     #[test]
+    fn a_condition_says_whether_copies_in_sync_are_in_more_zones_than_one() {
+        let mut view = first_view(VOLUME);
+        let spread = |view: &View| {
+            let status = Status::default().next(view, None, Timestamp::UNIX_EPOCH);
+            let found = status.conditions.into_iter().find(|condition| condition.type_ == "Spread").unwrap();
+            (found.status, found.reason, found.message)
+        };
+        let said = |status: &str, reason: &str, message: &str| (status.into(), reason.into(), message.into());
+        assert_eq!(spread(&view), said("Unknown", "NoZones", "no copy in sync has a zone"));
+        view.members[0].zone = Some("a".parse().unwrap());
+        view.members[1].zone = Some("b".parse().unwrap());
+        assert_eq!(spread(&view), said("False", "OneZone", "every copy in sync is in zone a"), "the other is behind");
+        view.members[1].state = MemberState::InSync(Incarnation(VOLUME));
+        let zones = "the copies in sync are in zones a (node-1), b (node-2)";
+        assert_eq!(spread(&view), said("True", "SeveralZones", zones));
+        view.members[1].zone = None;
+        let unknown = "it is not known in which zone node-2 is";
+        assert_eq!(spread(&view), said("Unknown", "ZoneNotKnown", unknown));
+    }
+
+    #[test]
     fn conditions_say_what_holds_and_since_when() {
         let at = |second| Timestamp::from_second(second).unwrap();
         let states = |status: &Status| -> Vec<(String, String, i64)> {
-            let conditions = status.conditions.iter();
+            let conditions = status.conditions.iter().filter(|condition| condition.type_ != "Spread");
             let parts = conditions.map(|c| (c.reason.clone(), c.status.clone(), c.last_transition_time.0.as_second()));
             parts.collect()
         };

@@ -43,9 +43,10 @@ impl Fixture {
             volume: self.volume,
             number: ViewNumber(number),
             writer: Some(WriterId { node: node.clone(), attachment: Uuid::nil() }),
-            members: vec![Member { node, address: "node-a:1".into(), state: MemberState::Behind }],
+            members: vec![Member { node, address: "node-a:1".into(), zone: None, state: MemberState::Behind }],
             failure_mode: FailureMode::Hard,
             lease_ms: 1000,
+            writers: Vec::new(),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::shared::Shared;
 use super::trust::Trust;
 use crate::replication::message::Hello;
 use crate::replication::replica::ConnectionId;
-use crate::replication::view::{ViewNumber, WriterId};
+use crate::replication::view::{MemberIndex, ViewNumber, WriterId};
 use crate::replication::writer::Lane;
 use crate::tls::Reloading;
 
@@ -21,7 +21,11 @@ use crate::tls::Reloading;
 pub(super) struct Control {
     shared: Arc<Shared>,
     hands: Hands,
+    /// The copy in this process, and the member that it is.
     copy: Option<Arc<LocalCopy>>,
+    local: Option<MemberIndex>,
+    /// It is a member no more, and is closed when nothing of it is in use.
+    to_close: Option<Arc<LocalCopy>>,
     writer: WriterId,
     timer: OwnedFd,
     /// A session with the copy in this process that is to be made.
@@ -53,7 +57,9 @@ impl Control {
         let setting = Itimerspec { it_interval: tick, it_value: tick };
         rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &setting)?;
         let trust = Trust::new(shared.clone(), tls);
-        Ok(Control { shared, hands, copy, writer, timer, joining: None, joined: None, old: Vec::new(), trust })
+        let local = shared.look(|state| state.local());
+        let (joining, joined, old, to_close) = (None, None, Vec::new(), None);
+        Ok(Control { shared, hands, copy, local, to_close, writer, timer, joining, joined, old, trust })
     }
 
     /// Works until the primary is closed.
@@ -75,6 +81,7 @@ impl Control {
             if self.joining.is_some() {
                 self.join_local();
             }
+            self.to_close.take_if(|copy| copy.close_if_unused());
             self.trust.tick();
         }
         self.hands.drive()?;
@@ -90,8 +97,12 @@ impl Control {
                     self.join_local();
                 }
                 ForControl::LeaveLocal => self.leave_local(),
+                ForControl::CloseCopy => {
+                    self.leave_local();
+                    self.to_close = self.copy.take();
+                }
                 ForControl::Told(Told::Welcome(welcome)) => {
-                    if let (Some(member), Some((session, connections))) = (self.shared.local, &self.joined) {
+                    if let (Some(member), Some((session, connections))) = (self.local, &self.joined) {
                         self.shared.joined(member, *session, connections.clone(), welcome);
                     }
                 }
@@ -144,7 +155,7 @@ impl Control {
     }
 
     fn local_failed(&self, session: u64, superseded: Option<ViewNumber>) {
-        if let Some(member) = self.shared.local {
+        if let Some(member) = self.local {
             self.shared.disconnected(Some(Lane::CONTROL), member, session, superseded);
         }
     }

@@ -27,6 +27,8 @@ pub(super) struct Hands {
     lane: Lane,
     shared: Arc<Shared>,
     peers: Vec<Peer>,
+    /// The member whose copy is in this process.
+    here: Option<MemberIndex>,
     // Before the memory: it ends what is in flight.
     local: LocalHands,
     copy: Option<Arc<LocalCopy>>,
@@ -54,6 +56,8 @@ pub(super) enum ForControl {
     JoinLocal { session: u64, view: ViewNumber },
     /// The session with it is over.
     LeaveLocal,
+    /// The copy in this process is a member no more.
+    CloseCopy,
     /// What the copy in this process says of its session.
     Told(Told),
 }
@@ -82,6 +86,7 @@ impl Hands {
         Ok(Hands {
             lane,
             peers: (0..MEMBERS_MAX).map(|_| Peer::default()).collect(),
+            here: shared.look(|state| state.local()),
             local: LocalHands::new(depth),
             copy,
             memory: Memory::new(shared.clone(), pieces_max),
@@ -232,7 +237,7 @@ impl Hands {
                     self.local_failed(None);
                 }
             }
-            Mail::Disconnect { member } if Some(member) == self.shared.local => {
+            Mail::Disconnect { member } if Some(member) == self.here => {
                 self.local.disconnect(&mut self.memory);
                 self.memory.forget_postponed(member);
                 if self.lane == Lane::CONTROL {
@@ -244,13 +249,20 @@ impl Hands {
                 self.memory.forget_postponed(member);
             }
             Mail::JoinLocal { session, view } => self.for_control.push(ForControl::JoinLocal { session, view }),
+            // Its session is over. From now on the place may be another's.
+            Mail::CopyRetired => {
+                self.here = None;
+                if self.lane == Lane::CONTROL {
+                    self.for_control.push(ForControl::CloseCopy);
+                }
+            }
             Mail::CopyEnded { copy } => self.memory.end_piece(copy),
         }
     }
 
     fn send(&mut self, outgoing: Outgoing) {
         let member = outgoing.member;
-        if Some(member) == self.shared.local {
+        if Some(member) == self.here {
             self.local.send(outgoing);
         } else if let Some(outgoing) = self.memory.may_send(outgoing) {
             let sent = self.peers[usize::from(member.0)].send(outgoing, &mut self.memory);
@@ -283,12 +295,14 @@ impl Hands {
 
     /// Does what the copy in this process is asked for.
     fn work_locally(&mut self) -> io::Result<()> {
-        let (Some(copy), Some(member)) = (&self.copy, self.shared.local) else { return Ok(()) };
+        // Also one that is a member no more has to end what it was asked for, and its answers are nobody's.
+        let Some(copy) = &self.copy else { return Ok(()) };
         let mailbox = copy.mailbox(self.lane.0).clone();
         let session = self.local.session();
         let worked = self.local.work(&mailbox, &mut self.memory, &mut self.received, &mut self.again);
-        let replies = self.received.drain(..).map(|(id, reply)| Answered { member, session, id, reply });
-        self.replies.extend(replies);
+        for (id, reply) in self.received.drain(..) {
+            self.replies.extend(self.here.map(|member| Answered { member, session, id, reply }));
+        }
         match self.local.take_told() {
             Some(told) if self.lane == Lane::CONTROL => self.for_control.push(ForControl::Told(told)),
             Some(Told::Refused(superseded)) => self.local_failed(superseded),
@@ -316,7 +330,7 @@ impl Hands {
     }
 
     fn local_failed(&self, superseded: Option<ViewNumber>) {
-        if let Some(member) = self.shared.local {
+        if let Some(member) = self.here {
             self.shared.disconnected(Some(self.lane), member, self.local.session(), superseded);
         }
     }

@@ -107,6 +107,19 @@ impl LocalCopy {
         }
     }
 
+    /// Syncs and closes the copy for good, unless some lane still holds it; whether it is closed.
+    pub(super) fn close_if_unused(&self) -> bool {
+        let is_used = self
+            .lock()
+            .as_ref()
+            .is_some_and(|served| Arc::strong_count(served) > 1 || Arc::strong_count(served.copy()) > 1);
+        if !is_used {
+            self.close();
+            log::info!("{}: closed, for the volume is served without this copy from now on", self.dir.display());
+        }
+        !is_used
+    }
+
     /// Syncs and closes the copy, if nobody holds it.
     pub(super) fn close(&self) {
         let Some(served) = self.lock().take() else { return };

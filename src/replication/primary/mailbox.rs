@@ -29,6 +29,8 @@ pub(super) enum Mail {
     Disconnect { member: MemberIndex },
     /// Make a session with the copy in this process.
     JoinLocal { session: u64, view: ViewNumber },
+    /// The copy in this process is a member no more.
+    CopyRetired,
     /// The bytes of a piece that was copied are not needed any more.
     CopyEnded { copy: u64 },
 }
@@ -40,7 +42,7 @@ impl Mail {
             Self::Send { member, .. } | Self::Abandon { member, .. } => Some(*member),
             Self::Connected { member, .. } | Self::Disconnect { member } => Some(*member),
             Self::Joined { .. } | Self::JoinLocal { .. } => local,
-            Self::Complete { .. } | Self::CopyEnded { .. } => None,
+            Self::Complete { .. } | Self::CopyRetired | Self::CopyEnded { .. } => None,
         }
     }
 }

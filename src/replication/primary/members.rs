@@ -11,7 +11,7 @@ use super::calls::Caller;
 use super::shared::Shared;
 use crate::replication::View;
 use crate::replication::transport::{OpenError, create};
-use crate::replication::view::{Member, MemberState, NodeName};
+use crate::replication::view::{Member, MemberState, NewMember, NodeName};
 use crate::replication::writer::{EditRefusal, MemberEdit, StopReason};
 use crate::store::Superblock;
 
@@ -28,11 +28,13 @@ impl Members {
     /// # Errors
     ///
     /// [`MembersError`]; the node is no member then, unless that says so.
-    pub(super) fn add(&self, shared: &Arc<Shared>, node: &NodeName, address: &str) -> Result<(), MembersError> {
-        shared.change_members(MemberEdit::Add { node: node.clone(), address: address.to_owned() }, EDIT_TIME)?;
+    pub(super) fn add(&self, shared: &Arc<Shared>, new: &NewMember) -> Result<(), MembersError> {
+        let node = &new.node;
+        shared.change_members(MemberEdit::Add(new.clone()), EDIT_TIME)?;
         let view = shared.look(|state| state.writer.view().clone());
         let added = view.member_on(node).map(|index| &view.members[usize::from(index.0)]);
-        // Somebody has removed it again meanwhile, and nobody may make a copy for one that is no member.
+        // Nobody may make a copy for one that is no member, as somebody may have removed it again, nor for one that was
+        // a member before, of which only the zone is another.
         let Some(peer) = added.filter(|member| member.state == MemberState::Added) else { return Ok(()) };
         let made = self.caller.make_copy(peer, &self.superblock, &view, Instant::now() + COPY_TIME);
         let Err(source) = made else {
@@ -55,6 +57,11 @@ impl Members {
     ///
     /// [`MembersError`].
     pub(super) fn remove(&self, shared: &Arc<Shared>, node: &NodeName) -> Result<(), MembersError> {
+        // The others would not let it in again once they have heard of the view without it.
+        let is_named = || shared.look(|state| state.writer.view().writers.contains(node));
+        if *node == self.caller.writer.node && self.caller.signer.is_none() && !is_named() {
+            return Err(MembersError::OnlyMembers { node: node.clone() });
+        }
         shared.change_members(MemberEdit::Remove { node: node.clone() }, EDIT_TIME)?;
         log::info!("node {node} is no member any more");
         Ok(())
@@ -66,6 +73,10 @@ impl Members {
 pub(super) enum MembersError {
     #[error(transparent)]
     Refused(#[from] EditRefusal),
+    #[error(
+        "node {node} serves the volume, which is not encrypted, and may write it as a member only: serve it on another node first"
+    )]
+    OnlyMembers { node: NodeName },
     #[error("the volume is served no more: {0}")]
     Stopped(#[from] StopReason),
     #[error("this process is about to end")]

@@ -97,8 +97,8 @@ pub struct Setup {
     pub node: NodeName,
     /// The copy in this process, if it has one.
     pub copy: Option<Arc<OpenCopy>>,
-    /// The socket of the guest's monitor: without a copy, other processes ask beside it how the volume stands, if
-    /// they can.
+    /// The socket of the guest's monitor: without a copy, or when it has been removed, other processes ask beside it
+    /// how the volume stands, if they can.
     pub socket: Option<PathBuf>,
     /// The engine that the copy is to be opened with again if it fails; none for what suits it.
     pub engine: Option<Kind>,
@@ -158,7 +158,7 @@ impl Primary {
         let caller = Arc::new(Caller::new(volume, id.clone(), tls.clone(), signer, opening_time));
         let mut primary = Primary { shared: shared.clone(), copy: copy.clone(), threads: Vec::new() };
         let reporter = match (&copy, &socket) {
-            (Some(copy), _) => Some(Reporter::listen(copy.dir())?),
+            (Some(copy), _) => Some(Reporter::listen(copy.dir(), socket.clone())?),
             (None, Some(socket)) => {
                 let listening = Reporter::listen_beside(socket);
                 Some(listening.map_err(|source| PrimaryError::Report { path: socket.clone(), source })?)

@@ -31,18 +31,21 @@ use crate::store::{connect_to_owner, listen_as_owner};
 pub(super) struct Reporter {
     listener: UnixListener,
     path: PathBuf,
+    /// The socket beside which it is to listen when the copy is none any more.
+    next: Option<PathBuf>,
 }
 
 impl Reporter {
-    /// Listens in the folder of a copy, of which the caller holds the lock.
+    /// Listens in the folder of a copy, of which the caller holds the lock; and beside `socket` when that copy has been
+    /// removed.
     ///
     /// # Errors
     ///
     /// What the operating system says.
-    pub(super) fn listen(dir: &Path) -> io::Result<Reporter> {
+    pub(super) fn listen(dir: &Path, socket: Option<PathBuf>) -> io::Result<Reporter> {
         let listener = listen_as_owner(dir, SOCKET_FILE)?;
         let path = dir.join(SOCKET_FILE);
-        Ok(Reporter { listener, path })
+        Ok(Reporter { listener, path, next: socket })
     }
 
     /// Listens beside a socket, of which no more is used than its path. One that somebody listens on is left alone.
@@ -58,14 +61,19 @@ impl Reporter {
             Err(error) => return Err(error),
         }
         let listener = listen_as_owner(&dir, &name)?;
-        Ok(Reporter { listener, path: dir.join(name) })
+        Ok(Reporter { listener, path: dir.join(name), next: None })
     }
 
     /// Attends to those who ask until the primary is closed.
-    pub(super) fn run(self, shared: &Arc<Shared>, members: &Members) {
+    pub(super) fn run(mut self, shared: &Arc<Shared>, members: &Members) {
         let running = AtomicUsize::new(0);
         thread::scope(|scope| {
             while !shared.is_closing() {
+                if shared.look(|state| state.local().is_none())
+                    && let Some(socket) = self.next.take()
+                {
+                    self.move_beside(&socket);
+                }
                 let pause = Timespec { tv_sec: 0, tv_nsec: PAUSE.as_nanos() as i64 };
                 let _ = rustix::event::poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&pause));
                 let Ok((stream, _)) = self.listener.accept() else { continue };
@@ -74,7 +82,7 @@ impl Reporter {
                     let _ = say(&stream, &Refused { refused: "too many ask at a time: try again".to_owned() });
                     continue;
                 }
-                let (path, running) = (&self.path, &running);
+                let (path, running) = (self.path.clone(), &running);
                 let attend = move || {
                     if let Err(error) = answer(&stream, shared, members) {
                         log::debug!("{}: {error}", path.display());
@@ -87,6 +95,16 @@ impl Reporter {
                 }
             }
         });
+    }
+}
+
+impl Reporter {
+    /// Listens beside a socket from now on.
+    fn move_beside(&mut self, socket: &Path) {
+        match Reporter::listen_beside(socket) {
+            Ok(reporter) => *self = reporter,
+            Err(error) => log::warn!("nobody can ask for this volume at {}: {error}", socket.display()),
+        }
     }
 }
 
@@ -122,7 +140,7 @@ fn answer(stream: &UnixStream, shared: &Arc<Shared>, members: &Members) -> io::R
     };
     let changed = match request {
         OwnerRequest::Status => return say(stream, &shared.look(|state| Status::of(&state.writer))),
-        OwnerRequest::AddMember { node, address } => members.add(shared, &node, &address),
+        OwnerRequest::AddMember(new) => members.add(shared, &new),
         OwnerRequest::RemoveMember { node } => members.remove(shared, &node),
         OwnerRequest::Verify(request) => return answer_verify(stream, shared, &request),
     };

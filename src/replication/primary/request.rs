@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::replication::view::NodeName;
+use crate::replication::view::{NewMember, NodeName};
 use crate::replication::writer;
 
 /// What is asked.
@@ -16,12 +16,7 @@ pub enum OwnerRequest {
     /// How the volume stands.
     Status,
     /// Make a node a member, and have it make its copy.
-    AddMember {
-        /// The node.
-        node: NodeName,
-        /// Where its replica listens: HOST:PORT.
-        address: String,
-    },
+    AddMember(NewMember),
     /// Go on without a member for good.
     RemoveMember {
         /// Its node.
@@ -140,11 +135,17 @@ mod tests {
     #[test]
     fn requests_and_outcomes_are_said_in_these_words() {
         let node: NodeName = "node-d".parse().unwrap();
+        let address = "10.0.0.4:7420".to_owned();
+        let new = NewMember { node: node.clone(), address, zone: Some("a".parse().unwrap()) };
         let requests = [
             (OwnerRequest::Status, r#"{"request":"status"}"#),
             (
-                OwnerRequest::AddMember { node: node.clone(), address: "10.0.0.4:7420".to_owned() },
+                OwnerRequest::AddMember(NewMember { zone: None, ..new.clone() }),
                 r#"{"request":"add-member","node":"node-d","address":"10.0.0.4:7420"}"#,
+            ),
+            (
+                OwnerRequest::AddMember(new),
+                r#"{"request":"add-member","node":"node-d","address":"10.0.0.4:7420","zone":"a"}"#,
             ),
             (OwnerRequest::RemoveMember { node }, r#"{"request":"remove-member","node":"node-d"}"#),
         ];

@@ -40,16 +40,18 @@ struct Record {
 pub(super) fn run(shared: &Arc<Shared>, dir: Option<PathBuf>, plan: &ScrubPlan) {
     let mut record = dir.as_deref().and_then(read).unwrap_or_else(|| Record { ended: now(), position: 0 });
     keep(dir.as_deref(), &record);
+    // A folder that is no copy's any more may be gone, or another process's.
+    let dir = || dir.as_deref().filter(|_| shared.look(|state| state.local().is_some()));
     while !shared.is_closing() {
         if record.position == 0 && now().saturating_sub(record.ended) < plan.every.as_secs() {
             pause(shared);
             continue;
         }
-        scrub_once(shared, dir.as_deref(), plan, &mut record);
+        scrub_once(shared, &dir, plan, &mut record);
     }
 }
 
-fn scrub_once(shared: &Arc<Shared>, dir: Option<&Path>, plan: &ScrubPlan, record: &mut Record) {
+fn scrub_once<'a>(shared: &Arc<Shared>, dir: &impl Fn() -> Option<&'a Path>, plan: &ScrubPlan, record: &mut Record) {
     let repair = if plan.repair { Repair::Majority } else { Repair::None };
     let piece = shared.look(|state| state.writer.piece_bytes());
     let from = record.position / piece * piece;
@@ -62,7 +64,7 @@ fn scrub_once(shared: &Arc<Shared>, dir: Option<&Path>, plan: &ScrubPlan, record
             && kept.elapsed() > KEEP_EVERY
         {
             (record.position, kept) = (position, Instant::now());
-            keep(dir, record);
+            keep(dir(), record);
         }
         true
     });
@@ -74,7 +76,7 @@ fn scrub_once(shared: &Arc<Shared>, dir: Option<&Path>, plan: &ScrubPlan, record
         Ok(End::GivenUp(position)) => record.position = position,
         Err(NoRound::Busy | NoRound::NotServed | NoRound::NotInSync) => return pause(shared),
     }
-    keep(dir, record);
+    keep(dir(), record);
 }
 
 fn tell(outcome: &VerifyOutcome, from: u64) {

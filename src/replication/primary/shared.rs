@@ -35,8 +35,6 @@ pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     mailboxes: Vec<Mailbox>,
-    /// The member whose copy is in this process.
-    pub(super) local: Option<MemberIndex>,
     stopped: AtomicBool,
     closing: AtomicBool,
 }
@@ -44,6 +42,8 @@ pub(super) struct Shared {
 /// What the lock guards.
 pub(super) struct State {
     pub(super) writer: Writer,
+    /// The member whose copy is in this process; none from when that was removed.
+    local: Option<MemberIndex>,
     /// The session with each member, if there is one or one is being made.
     sessions: Vec<Option<Session>>,
     /// What members on other nodes have shown in their sessions.
@@ -98,6 +98,7 @@ impl Shared {
         let mailboxes = (0..lanes).map(|_| Mailbox::new()).collect::<io::Result<_>>()?;
         let state = State {
             writer,
+            local,
             sessions: vec![None; MEMBERS_MAX],
             trusted: (0..MEMBERS_MAX).map(|_| None).collect(),
             joined: Vec::new(),
@@ -120,7 +121,6 @@ impl Shared {
             state: Mutex::new(state),
             changed: Condvar::new(),
             mailboxes,
-            local,
             stopped: AtomicBool::new(false),
             closing: AtomicBool::new(false),
         })
@@ -155,7 +155,7 @@ impl Shared {
         self.mailbox(lane).take(&mut Vec::new());
         for (index, session) in (0u8..).zip(state.sessions.clone()) {
             let Some(Session { number, is_up: true }) = session else { continue };
-            if Some(MemberIndex(index)) != self.local {
+            if Some(MemberIndex(index)) != state.local {
                 state.call(MemberIndex(index), number, Called::Lanes(vec![lane]));
             } else if let Some(&connection) = state.joined.get(usize::from(lane.0)) {
                 self.mailbox(lane).put(Mail::Joined { session: number, connection }, true);
@@ -412,11 +412,11 @@ impl Shared {
     fn end_session(&self, state: &mut State, member: MemberIndex, own: Option<Lane>) {
         state.sessions[usize::from(member.0)] = None;
         state.trusted[usize::from(member.0)] = None;
-        if Some(member) == self.local {
+        if Some(member) == state.local {
             state.joined.clear();
         }
         for (lane, mailbox) in (0u16..).zip(&self.mailboxes) {
-            mailbox.forget(member, self.local);
+            mailbox.forget(member, state.local);
             mailbox.put(Mail::Disconnect { member }, own != Some(Lane(lane)));
         }
     }
@@ -446,7 +446,7 @@ impl Shared {
             Action::Connect { member, session, view } => {
                 state.sessions[usize::from(member.0)] = Some(Session { number: session, is_up: false });
                 state.announced = state.announced.max(view);
-                if Some(member) == self.local {
+                if Some(member) == state.local {
                     deliver(Lane::CONTROL, Mail::JoinLocal { session, view });
                 } else {
                     let lanes = state.occupied_lanes();
@@ -485,7 +485,13 @@ impl Shared {
                 state.served = true;
                 self.changed.notify_all();
             }
-            Action::Adopted(_) | Action::Lost(..) => self.changed.notify_all(),
+            Action::Adopted(view) => {
+                if state.local.take_if(|local| view.is_retired(*local)).is_some() {
+                    (0..self.mailboxes.len() as u16).for_each(|lane| deliver(Lane(lane), Mail::CopyRetired));
+                }
+                self.changed.notify_all();
+            }
+            Action::Lost(..) => self.changed.notify_all(),
             Action::Unreadable { .. } => {}
             Action::Found(finding) => state.rounds.found(&finding),
             Action::RoundEnded(round) => {
@@ -510,6 +516,11 @@ impl State {
     /// Whether the guest may be served.
     pub(super) fn is_served(&self) -> bool {
         self.served
+    }
+
+    /// The member whose copy is in this process; none if there is none, or none any more.
+    pub(super) fn local(&self) -> Option<MemberIndex> {
+        self.local
     }
 
     /// The node of a member.

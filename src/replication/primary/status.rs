@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::replication::region::Regions;
-use crate::replication::view::{FailureMode, MemberIndex, MemberState, View};
+use crate::replication::view::{FailureMode, MemberIndex, MemberState, Placement, Spread, View, Zone};
 use crate::replication::writer::{Standing, Writer};
 
 /// How a replicated volume stands.
@@ -25,6 +25,8 @@ pub struct Status {
     pub unreconciled_regions: usize,
     /// Bytes in a region.
     pub region_bytes: u64,
+    /// Whether the copies in sync are in more zones than one; none if that is not known.
+    pub spread: Option<bool>,
     /// Every copy, and the places of those that were removed.
     pub members: Vec<MemberStatus>,
 }
@@ -36,6 +38,9 @@ pub struct MemberStatus {
     pub node: String,
     /// Where its replica listens.
     pub address: String,
+    /// The zone that its node is in, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Zone>,
     /// What the view says of it.
     pub state: CopyState,
     /// Whether there is a session with it.
@@ -46,6 +51,13 @@ pub struct MemberStatus {
     pub requests_in_flight: usize,
     /// Their bytes.
     pub bytes_in_flight: u64,
+}
+
+impl MemberStatus {
+    /// Where it is.
+    pub fn placement(&self) -> Placement<'_> {
+        Placement { node: &self.node, zone: self.zone.as_ref() }
+    }
 }
 
 /// What is said of a copy.
@@ -97,6 +109,7 @@ impl Status {
         let members = view.members.iter().map(|member| MemberStatus {
             node: member.node.to_string(),
             address: member.address.clone(),
+            zone: member.zone.clone(),
             state: match member.state {
                 MemberState::InSync(_) => CopyState::InSync,
                 MemberState::Behind => CopyState::Behind,
@@ -118,6 +131,11 @@ impl Status {
             writable: in_sync >= view.in_sync_min(),
             unreconciled_regions: 0,
             region_bytes,
+            spread: match view.spread() {
+                Spread::Zones(_) => Some(true),
+                Spread::OneZone(_) => Some(false),
+                Spread::Unknown(_) | Spread::NotGiven => None,
+            },
             members: members.collect(),
         }
     }

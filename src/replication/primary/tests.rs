@@ -109,7 +109,8 @@ impl Cluster {
     }
 
     fn create(&self, failure_mode: FailureMode) {
-        let member = |node: usize, state| Member { node: name(node), address: self.addresses[node].clone(), state };
+        let member =
+            |node: usize, state| Member { node: name(node), address: self.addresses[node].clone(), zone: None, state };
         let mut view = View {
             volume: self.volume,
             number: ViewNumber(1),
@@ -117,6 +118,7 @@ impl Cluster {
             members: (0..self.replicas.len()).map(|node| member(node, MemberState::Behind)).collect(),
             failure_mode,
             lease_ms: 1000,
+            writers: Vec::new(),
         };
         fs::create_dir_all(self.root_of(0)).unwrap();
         Store::create(&self.dir(0), &self.superblock(), None).unwrap();

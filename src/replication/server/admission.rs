@@ -3,7 +3,8 @@
 //! Three things are checked, in this order, before anything of a copy is opened or changed for a writer: the peer's
 //! certificate (by TLS) has the name that the writer gives itself; there is a copy; and the writer proves
 //! that it has the volume's key, by a signature over what only this connection has. A volume without
-//! encryption has no such key, and its writers are the members of the view that the copy accepted last.
+//! encryption has no such key, and its writers are the members of the view that the copy accepted last, and the nodes
+//! that this names beside them.
 //! Whoever asks what a volume is has only shown the certificate of a node, and hears nothing that opens it.
 //! Until then the peer takes up one of few places, and has until a deadline for all of it.
 
@@ -195,11 +196,11 @@ fn admit(house: &House, connection: &Connection, hello: &Hello) -> Result<bool, 
     let superblock = superblock_of(&dir, hello.volume)?;
     let place = Place { view: hello.view, lane: hello.lane, session: hello.session };
     let has_key = check_proof(connection, &superblock, place, hello.proof.as_ref())?;
-    let is_member = || -> Result<bool, Denied> {
+    let is_named = || -> Result<bool, Denied> {
         let view = recorded_view(&dir, hello.volume)?;
-        Ok(view.is_some_and(|view| view.member_on(node).is_some()))
+        Ok(view.is_some_and(|view| view.may_write(node)))
     };
-    if has_key || is_member()? { Ok(has_key) } else { Err(Denied::NotAMember { node: node.clone() }) }
+    if has_key || is_named()? { Ok(has_key) } else { Err(Denied::NotAWriter { node: node.clone() }) }
 }
 
 /// What a proof is for, beside the volume and the connection.

@@ -55,8 +55,8 @@ pub fn create(
     }
     let place = Place { view: view.number, lane: 0, session: 0 };
     let has_key = check_proof(connection, &superblock, place, proof)?;
-    if !has_key && view.member_on(asks).is_none() {
-        return Err(Denied::NotAMember { node: asks.clone() });
+    if !has_key && !view.may_write(asks) {
+        return Err(Denied::NotAWriter { node: asks.clone() });
     }
     drop(permit);
 

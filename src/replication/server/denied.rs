@@ -43,8 +43,10 @@ pub enum Denied {
     #[error("the writer proves that it has a key, and the volume is not encrypted: check that it means this volume")]
     NeedlessProof,
     /// The node is none of those that may write the volume.
-    #[error("node {node} is not a member of the volume's last view, and only members may write it")]
-    NotAMember {
+    #[error(
+        "node {node} is not a member of the volume's last view nor named in it as a writer, and nobody else may write it"
+    )]
+    NotAWriter {
         /// The writer's node.
         node: NodeName,
     },
@@ -95,7 +97,7 @@ impl Denied {
         match self {
             Self::Wire(error) => error.refusal_code(),
             Self::Name { .. } | Self::NoProof | Self::WrongProof | Self::NeedlessProof => RefusalCode::NotPermitted,
-            Self::NotAMember { .. } => RefusalCode::NotPermitted,
+            Self::NotAWriter { .. } => RefusalCode::NotPermitted,
             Self::NoSuchVolume { .. } => RefusalCode::NoSuchVolume,
             Self::Mismatch(_) | Self::Superblock(_) => RefusalCode::Malformed,
             Self::Exists { .. } => RefusalCode::Exists,
@@ -191,7 +193,7 @@ impl Denied {
         match self.code() {
             RefusalCode::NotPermitted => match self {
                 Self::Name { .. } => "name",
-                Self::NotAMember { .. } => "member",
+                Self::NotAWriter { .. } => "member",
                 Self::Replica(_) => "writer",
                 _ => "proof",
             },

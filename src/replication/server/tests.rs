@@ -122,8 +122,12 @@ impl Scene {
     }
 
     fn view(&self, number: u64) -> View {
-        let member =
-            |name: &str| Member { node: node(name), address: format!("{name}:7420"), state: MemberState::Behind };
+        let member = |name: &str| Member {
+            node: node(name),
+            address: format!("{name}:7420"),
+            zone: None,
+            state: MemberState::Behind,
+        };
         View {
             volume: self.volume,
             number: ViewNumber(number),
@@ -131,6 +135,7 @@ impl Scene {
             members: vec![member("node-a"), member("node-b")],
             failure_mode: FailureMode::Soft,
             lease_ms: 1000,
+            writers: Vec::new(),
         }
     }
 

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 
 use uuid::Uuid;
 
-use super::{FailureMode, FailureModeError, MEMBERS_MAX, Member, NODE_NAME_BYTES_MAX, NodeName, View, ViewNumber};
+use super::{
+    FailureMode, FailureModeError, MEMBERS_MAX, Member, NODE_NAME_BYTES_MAX, NodeName, View, ViewNumber, WRITERS_MAX,
+};
 
 /// The longest lease: whoever replaces a writer may have to wait for that long.
 pub const LEASE_MS_MAX: u32 = 10 * 60 * 1000;
@@ -35,6 +37,9 @@ impl View {
         }
         if matches!(self.failure_mode, FailureMode::AtLeast(count) if !(1..=MEMBERS_MAX).contains(&count.into())) {
             return Some(ViewFault::FailureMode(FailureModeError));
+        }
+        if self.writers.len() > WRITERS_MAX {
+            return Some(ViewFault::WriterCount { count: self.writers.len() });
         }
         let mut nodes = BTreeSet::new();
         for Member { node, address, .. } in &self.members {
@@ -71,6 +76,12 @@ pub enum ViewFault {
     /// Too few members, or too many.
     #[error("it has {count} members and a volume has 1 to {MEMBERS_MAX} copies")]
     MemberCount {
+        /// How many.
+        count: usize,
+    },
+    /// Too many nodes that may write it.
+    #[error("it names {count} nodes as writers beside its members and a volume has at most {WRITERS_MAX}")]
+    WriterCount {
         /// How many.
         count: usize,
     },
@@ -116,6 +127,7 @@ mod tests {
         let member = |node: &str| Member {
             node: node.parse().unwrap(),
             address: format!("{node}.example:7420"),
+            zone: None,
             state: MemberState::Behind,
         };
         View {
@@ -125,6 +137,7 @@ mod tests {
             members: vec![member("a"), member("b")],
             failure_mode: FailureMode::Soft,
             lease_ms: 1000,
+            writers: Vec::new(),
         }
     }
 
@@ -140,6 +153,8 @@ mod tests {
         assert_eq!(fault(&|view| view.number = ViewNumber::MAX.next()), ViewFault::Number);
         assert_eq!(fault(&|view| view.members.clear()), ViewFault::MemberCount { count: 0 });
         assert_eq!(fault(&|view| view.members = vec![view.members[0].clone(); 9]), ViewFault::MemberCount { count: 9 });
+        let writers = vec!["w".parse().unwrap(); 65];
+        assert_eq!(fault(&|view| view.writers = writers.clone()), ViewFault::WriterCount { count: 65 });
         for lease_ms in [0, LEASE_MS_MAX + 1] {
             assert_eq!(fault(&|view| view.lease_ms = lease_ms), ViewFault::Lease { lease_ms });
         }

@@ -34,18 +34,19 @@ mod tests {
 
     use super::*;
     use crate::replication::view::{
-        FailureMode, Incarnation, LEASE_MS_MAX, MEMBERS_MAX, Member, MemberState, ViewNumber, WriterId,
+        FailureMode, Incarnation, LEASE_MS_MAX, MEMBERS_MAX, Member, MemberState, ViewNumber, WRITERS_MAX, WriterId,
     };
 
     /// The bound of a body must not be what stops a view that is otherwise good.
     #[test]
     fn the_largest_view_fits() {
         let label = "a".repeat(63);
-        let name = |index: usize| format!("{label}.{label}.{label}.{}{index}", "a".repeat(60));
+        let name = |index: usize| format!("{label}.{label}.{label}.{}{index:02}", "a".repeat(59));
         let member = |index: usize| Member {
             node: name(index).parse().unwrap(),
             // A quote takes two bytes in JSON.
             address: format!("{}:65535", "\"".repeat(253)),
+            zone: Some("z".repeat(63).parse().unwrap()),
             state: MemberState::InSync(Incarnation(Uuid::max())),
         };
         let view = View {
@@ -55,6 +56,7 @@ mod tests {
             members: (0..MEMBERS_MAX).map(member).collect(),
             failure_mode: FailureMode::AlwaysOn,
             lease_ms: LEASE_MS_MAX,
+            writers: (0..WRITERS_MAX).map(|index| name(index).parse().unwrap()).collect(),
         };
         let bytes = encode(Kind::Accept, &view).unwrap();
         assert!(bytes.len() < VIEW_BYTES_MAX as usize / 2, "{}", bytes.len());

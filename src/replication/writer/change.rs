@@ -278,6 +278,7 @@ impl Writer {
     fn adopt(&mut self, next: View) {
         let old = std::mem::replace(&mut self.view, next);
         self.take_places(&old);
+        self.local = self.local.filter(|&local| !self.view.is_retired(local));
         let number = self.view.number;
         for &region in self.open.keys() {
             // So have the copies done, when they accepted.

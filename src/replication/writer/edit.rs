@@ -10,20 +10,19 @@
 //! Nothing is waited for that it was asked for, so one that is gone for good can be removed while writes are suspended
 //! because of it. Reads from it end when the removal is first put to the store: from then on another writer may take
 //! the volume over without asking that copy, and what it has may be old.
+//!
+//! The copy in this process can leave like any other. It is what keeps acknowledged writes that no flush has covered; so
+//! from when it is to leave they are kept in memory, and it leaves when all of them are. From then on the writer is one
+//! without a copy.
 
 use super::{Action, Link, MemberSet, Time, Writer};
-use crate::replication::view::{MEMBERS_MAX, Member, MemberIndex, MemberState, NodeName, View, is_address};
+use crate::replication::view::{MEMBERS_MAX, Member, MemberIndex, MemberState, NewMember, NodeName, View, is_address};
 
 /// A change of who keeps copies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberEdit {
-    /// A node is to keep a copy.
-    Add {
-        /// Which one.
-        node: NodeName,
-        /// Where its replica listens: HOST:PORT.
-        address: String,
-    },
+    /// A node is to keep a copy. One that keeps one already, and is reached as before, is only said to be in another zone.
+    Add(NewMember),
     /// A node is to keep none any more.
     Remove {
         /// Which one.
@@ -49,9 +48,6 @@ pub enum EditRefusal {
     /// There is no place left.
     #[error("the volume has {MEMBERS_MAX} members, and there cannot be more: remove one first")]
     TooMany,
-    /// It is in this process.
-    #[error("node {0} serves the volume with its own copy: serve the volume on another node first")]
-    Served(NodeName),
     /// Nobody has the volume without it.
     #[error("no other copy that is in sync can be reached than that on node {0}: it cannot be removed")]
     LastInSync(NodeName),
@@ -76,6 +72,11 @@ pub struct Edit {
     edit: MemberEdit,
     /// It can be made now, and is part of the view that is wanted.
     is_due: bool,
+}
+
+/// Whether a member is as it is to be but for its zone.
+fn is_moved(member: &Member, new: &NewMember) -> bool {
+    member.address == new.address && member.zone != new.zone
 }
 
 impl Writer {
@@ -117,15 +118,17 @@ impl Writer {
     /// Whether a change can be made now, or only later.
     fn check_edit(&self, edit: &MemberEdit) -> Result<bool, EditRefusal> {
         match edit {
-            MemberEdit::Add { node, .. } if self.view.member_on(node).is_some() => {
-                Err(EditRefusal::IsMember(node.clone()))
-            }
-            MemberEdit::Add { address, .. } if !is_address(address) => Err(EditRefusal::Address(address.clone())),
-            MemberEdit::Add { node, .. } if self.place_for(node).is_none() => Err(EditRefusal::TooMany),
-            MemberEdit::Add { .. } => Ok(true),
+            MemberEdit::Add(new) => match self.view.member_on(&new.node) {
+                Some(member) if !is_moved(&self.view.members[usize::from(member.0)], new) => {
+                    Err(EditRefusal::IsMember(new.node.clone()))
+                }
+                Some(_) => Ok(true),
+                None if !is_address(&new.address) => Err(EditRefusal::Address(new.address.clone())),
+                None if self.place_for(&new.node).is_none() => Err(EditRefusal::TooMany),
+                None => Ok(true),
+            },
             MemberEdit::Remove { node } => match self.view.member_on(node) {
                 None => Err(EditRefusal::NotAMember(node.clone())),
-                Some(member) if Some(member) == self.local => Err(EditRefusal::Served(node.clone())),
                 Some(member) => self.check_removal(node, member),
             },
         }
@@ -148,17 +151,29 @@ impl Writer {
         if in_sync < min {
             return Err(EditRefusal::TooFewInSync { node: node.clone(), in_sync, min });
         }
-        // Should every other copy restart in between, it would be the only one that has what no flush has covered.
+        // Should every other copy restart in between, it would be the only one that has what no flush has covered. That
+        // holds for the copy in this process as well: what is written while it is to leave is kept.
         Ok(!self.retains() || self.retained.is_complete())
+    }
+
+    /// Whether a member is to be removed as soon as that can be.
+    pub(super) fn is_to_leave(&self, member: MemberIndex) -> bool {
+        let edit = self.edit.as_ref().map(|edit| &edit.edit);
+        matches!(edit, Some(MemberEdit::Remove { node }) if self.view.member_on(node) == Some(member))
     }
 
     /// Makes the change part of a view.
     pub(super) fn apply_edit(&self, next: &mut View) {
         let Some(Edit { edit, is_due: true, .. }) = &self.edit else { return };
         match edit {
-            MemberEdit::Add { node, address } => {
-                let added = Member { node: node.clone(), address: address.clone(), state: MemberState::Added };
-                match self.place_for(node) {
+            MemberEdit::Add(NewMember { node, address, zone }) => {
+                if let Some(member) = self.view.member_on(node) {
+                    next.members[usize::from(member.0)].zone = zone.clone();
+                    return;
+                }
+                let (node, address, zone) = (node.clone(), address.clone(), zone.clone());
+                let added = Member { node, address, zone, state: MemberState::Added };
+                match self.place_for(&added.node) {
                     Some(place) if usize::from(place.0) < next.members.len() => {
                         next.members[usize::from(place.0)] = added;
                     }
@@ -200,7 +215,10 @@ impl Writer {
     pub(super) fn edit_adopted(&mut self) {
         let Some(Edit { token, edit, .. }) = &self.edit else { return };
         let is_so = match edit {
-            MemberEdit::Add { node, .. } => self.view.member_on(node).is_some(),
+            MemberEdit::Add(new) => {
+                let is_as_asked = |member: MemberIndex| self.view.members[usize::from(member.0)].zone == new.zone;
+                self.view.member_on(&new.node).is_some_and(is_as_asked)
+            }
             MemberEdit::Remove { node } => self.view.member_on(node).is_none(),
         };
         if is_so {

@@ -57,6 +57,8 @@ pub struct GuestRequest {
     tried: MemberSet,
     /// Members that take long to read it, so that others were asked.
     late: MemberSet,
+    /// A disk of this process may still be using the memory that a read goes to.
+    lent: bool,
     error: Option<i32>,
     /// It is read once more when what copies could not read has been looked at.
     patient: bool,
@@ -125,6 +127,7 @@ impl Writer {
             state: State::Waiting,
             tried: MemberSet::default(),
             late: MemberSet::default(),
+            lent: false,
             error: None,
             patient: false,
             mark: Mark::default(),
@@ -214,6 +217,7 @@ impl Writer {
 
     fn send_read(&mut self, key: usize, member: MemberIndex) {
         let request = &mut self.requests[key];
+        request.lent |= Some(member) == self.local;
         request.state = State::Sent(MemberSet::only(member));
         let (lane, token, body) = (request.lane, request.token, request.operation.request());
         self.note_reader(member);
@@ -227,7 +231,7 @@ impl Writer {
         let request = &self.requests[key];
         let (offset, len) = request.range();
         let (tried, late) = (request.tried, request.late.or(MemberSet::only(member)));
-        let is_free = !self.is_held() && self.has_lease() && !self.ranges.is_taken(offset, len);
+        let is_free = !request.lent && !self.is_held() && self.has_lease() && !self.ranges.is_taken(offset, len);
         if !is_free || self.waits_for_reconciling(offset, len) {
             return;
         }

@@ -289,7 +289,7 @@ fn at(writer: &Option<WriterId>) -> String {
 /// The writer of a volume.
 pub struct Writer {
     me: WriterId,
-    /// The member whose copy this process holds.
+    /// The member whose copy this process holds; none from when that was removed.
     local: Option<MemberIndex>,
     regions: Regions,
     settings: Settings,

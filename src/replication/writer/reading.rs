@@ -12,7 +12,7 @@
 //! not waited for any more. It may still answer, in its own time, so the command stays: its number is not free, and a
 //! member that answers nothing is lost for it as for any other. Invariant: the bytes of a late answer go nowhere;
 //! [`Action::Abandon`] says so before the other is asked. Where a copy is in this process no read is sent elsewhere:
-//! memory that was lent to a disk is not to be had.
+//! memory that was lent to a disk is not to be had. Nor is one that was lent to it before that copy was removed.
 //!
 //! Nothing depends on these numbers but how long reads take: which copies may be read is not decided here.
 

@@ -1,6 +1,6 @@
 //! Writes that are acknowledged and may not be durable anywhere.
 //!
-//! As long as the copy in this process is in sync, it has them, and it lives as long as the guest is served.
+//! As long as the copy in this process is in sync and stays, it has them, and it lives as long as the guest is served.
 //! Without it every copy may lose power at once. Then the writer keeps what no flush has covered, and a
 //! copy that comes back in a new life is **revived**: it is sent all of that again before anything else, and has
 //! lost nothing. Of each byte it is sent the newest only: it may have lost nothing to begin with, and must not
@@ -96,7 +96,9 @@ impl Retained {
 impl Writer {
     /// Whether acknowledged writes have to be kept.
     pub(super) fn retains(&self) -> bool {
-        !self.local.is_some_and(|local| self.in_sync().without(self.lost()).contains(local))
+        let stays =
+            |local: MemberIndex| self.in_sync().without(self.lost()).contains(local) && !self.is_to_leave(local);
+        !self.local.is_some_and(stays)
     }
 
     /// Whether nothing more can be kept for now.

@@ -54,9 +54,15 @@ impl Bench {
     }
 
     fn claim_in_mode(lives: &[u128], intents: bool, failure_mode: FailureMode) -> Self {
+        Self::claim_with(None, lives, intents, failure_mode)
+    }
+
+    /// The same by a process that has the copy of a member.
+    fn claim_with(local: Option<MemberIndex>, lives: &[u128], intents: bool, failure_mode: FailureMode) -> Self {
         let members = (0..lives.len()).map(|index| Member {
             node: format!("node-{index}").parse().unwrap(),
             address: "node.example:7420".to_owned(),
+            zone: None,
             state: MemberState::InSync(Incarnation(Uuid::from_u128(1))),
         });
         let view = View {
@@ -66,6 +72,7 @@ impl Bench {
             members: members.collect(),
             failure_mode,
             lease_ms: LEASE_MS,
+            writers: Vec::new(),
         };
         let settings = Settings {
             peer_timeout_us: TIMEOUT_US,
@@ -82,7 +89,7 @@ impl Bench {
         };
         let me = WriterId { node: "host".parse().unwrap(), attachment: Uuid::nil() };
         let regions = Regions::with_region_bytes(4 * REGION_BYTES, REGION_BYTES);
-        let writer = Writer::attach(me, None, regions, settings, view, Time(0)).unwrap();
+        let writer = Writer::attach(me, local, regions, settings, view, Time(0)).unwrap();
         Self {
             writer,
             now: 0,

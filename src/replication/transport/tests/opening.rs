@@ -59,7 +59,8 @@ fn hello() -> Hello {
 }
 
 fn view() -> View {
-    let member = Member { node: "node-b".parse().unwrap(), address: "b:1".to_owned(), state: MemberState::Behind };
+    let member =
+        Member { node: "node-b".parse().unwrap(), address: "b:1".to_owned(), zone: None, state: MemberState::Behind };
     View {
         volume: VOLUME,
         number: ViewNumber(5),
@@ -67,6 +68,7 @@ fn view() -> View {
         members: vec![member],
         failure_mode: FailureMode::Hard,
         lease_ms: 1000,
+        writers: Vec::new(),
     }
 }
 

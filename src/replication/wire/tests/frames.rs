@@ -189,8 +189,12 @@ pub(super) fn bytes(hex: &str) -> Vec<u8> {
 }
 
 pub(super) fn pinned_view() -> View {
-    let member =
-        |node: &str, address: &str, state| Member { node: node.parse().unwrap(), address: address.to_owned(), state };
+    let member = |node: &str, address: &str, state| Member {
+        node: node.parse().unwrap(),
+        address: address.to_owned(),
+        zone: None,
+        state,
+    };
     View {
         volume: VOLUME,
         number: ViewNumber(5),
@@ -201,6 +205,7 @@ pub(super) fn pinned_view() -> View {
         ],
         failure_mode: FailureMode::Soft,
         lease_ms: 2000,
+        writers: Vec::new(),
     }
 }
 
@@ -301,13 +306,16 @@ fn any_view() -> impl Strategy<Value = Box<View>> {
         Just(MemberState::Added),
         Just(MemberState::Retired),
     ];
-    let member = ("[a-z0-9]{1,20}", "[!-~]{1,100}", 1..=u16::MAX, state);
+    let zone = prop::option::of("[a-zA-Z0-9]{1,10}");
+    let member = ("[a-z0-9]{1,20}", "[!-~]{1,100}", 1..=u16::MAX, zone, state);
     let members = prop::collection::vec(member, 1..=MEMBERS_MAX).prop_map(|members| {
-        let member = |(index, (node, host, port, state)): (usize, (String, String, u16, _))| Member {
-            node: format!("{node}-{index}").parse().unwrap(),
-            address: format!("{host}:{port}"),
-            state,
-        };
+        let member =
+            |(index, (node, host, port, zone, state)): (usize, (String, String, u16, Option<String>, _))| Member {
+                node: format!("{node}-{index}").parse().unwrap(),
+                address: format!("{host}:{port}"),
+                zone: zone.map(|zone| zone.parse().unwrap()),
+                state,
+            };
         members.into_iter().enumerate().map(member).collect()
     });
     let failure_mode = prop_oneof![
@@ -317,9 +325,11 @@ fn any_view() -> impl Strategy<Value = Box<View>> {
         (1..=MEMBERS_MAX as u8).prop_map(FailureMode::AtLeast),
     ];
     let number = (1..=ViewNumber::MAX.0).prop_map(ViewNumber);
-    (any_uuid(), number, prop::option::of(any_writer()), members, failure_mode, 1..=LEASE_MS_MAX).prop_map(
-        |(volume, number, writer, members, failure_mode, lease_ms)| {
-            Box::new(View { volume, number, writer, members, failure_mode, lease_ms })
+    let writers = prop::collection::vec("[a-z0-9]{1,20}", 0..3)
+        .prop_map(|nodes| nodes.iter().map(|node| node.parse().unwrap()).collect());
+    (any_uuid(), number, prop::option::of(any_writer()), members, failure_mode, 1..=LEASE_MS_MAX, writers).prop_map(
+        |(volume, number, writer, members, failure_mode, lease_ms, writers)| {
+            Box::new(View { volume, number, writer, members, failure_mode, lease_ms, writers })
         },
     )
 }

@@ -1,10 +1,17 @@
 //! Members that are added and removed.
 
 use super::*;
+use crate::replication::view::NewMember;
 
 impl Bench {
     fn serving_in_mode(lives: &[u128], failure_mode: FailureMode) -> Self {
         let mut bench = Self::claim_in_mode(lives, false, failure_mode);
+        bench.run();
+        bench
+    }
+
+    fn serving_with_a_copy(lives: &[u128]) -> Self {
+        let mut bench = Self::claim_with(Some(MemberIndex(0)), lives, false, FailureMode::AlwaysOn);
         bench.run();
         bench
     }
@@ -42,7 +49,7 @@ impl Bench {
 }
 
 fn added(node: &str) -> MemberEdit {
-    MemberEdit::Add { node: node.parse().unwrap(), address: "node.example:1".to_owned() }
+    MemberEdit::Add(NewMember { node: node.parse().unwrap(), address: "node.example:1".to_owned(), zone: None })
 }
 
 fn node(name: &str) -> crate::replication::view::NodeName {
@@ -155,12 +162,81 @@ fn what_cannot_be_is_refused() {
     assert_eq!(bench.edited(2), Some(Err(EditRefusal::TooMany)));
     bench.remove(3, "node-9");
     assert_eq!(bench.edited(3), Some(Err(EditRefusal::NotAMember(node("node-9")))));
-    bench.change(4, MemberEdit::Add { node: node("node-9"), address: "here".to_owned() });
+    bench.change(4, MemberEdit::Add(NewMember { node: node("node-9"), address: "here".to_owned(), zone: None }));
     assert_eq!(bench.edited(4), Some(Err(EditRefusal::Address("here".to_owned()))));
     bench.stores = false;
     bench.remove(5, "node-1");
     bench.remove(6, "node-2");
     assert_eq!((bench.edited(5), bench.edited(6)), (None, Some(Err(EditRefusal::Busy))));
+}
+
+#[test]
+fn the_copy_in_this_process_leaves_when_all_is_kept_that_no_flush_has_covered() {
+    let mut bench = Bench::serving_with_a_copy(&[1, 1, 1]);
+    let kept = |bench: &Bench, of: u64| {
+        bench.find(|action| matches!(action, Action::Retain { token, .. } if *token == of)).is_some()
+    };
+    bench.write(1, 0);
+    bench.held = |request| *request == Request::Flush;
+    bench.remove(7, "node-0");
+    bench.write(2, 1);
+    bench.pass(SETTLE_US * 2);
+    assert_eq!((kept(&bench, 1), kept(&bench, 2)), (false, true));
+    assert_eq!((bench.edited(7), bench.swaps().len()), (None, 1), "the first write is nowhere but in caches");
+    bench.answer();
+    bench.pass(SETTLE_US);
+    assert_eq!(bench.edited(7), Some(Ok(())));
+    assert_eq!(bench.swaps().last().unwrap(), &[RETIRED, 1, 1]);
+
+    // From then on it is as if there had never been one: what is written is kept, and survives all others' lives.
+    bench.write(3, 2);
+    assert!(kept(&bench, 3));
+    bench.submit(4, Operation::Read { offset: 0, len: 512 });
+    assert_eq!(bench.ended(4), Some(Ok(())));
+    assert_eq!(bench.asked(0, |request| matches!(request, Request::Read { .. })), 0);
+    let writes = |bench: &Bench, of: u8| bench.asked(of, |request| matches!(request, Request::Write { .. }));
+    let before = (writes(&bench, 0), writes(&bench, 1), writes(&bench, 2));
+    bench.restart(1, 8);
+    bench.restart(2, 9);
+    assert!(writes(&bench, 1) > before.1 && writes(&bench, 2) > before.2 && writes(&bench, 0) == before.0);
+    assert!(!bench.writer.is_stopped());
+
+    // Its place is free for whoever keeps the next copy, also for a replica on the same node.
+    bench.pass(10_000_000);
+    bench.change(8, added("node-0"));
+    assert_eq!(bench.edited(8), Some(Ok(())));
+    bench.pass(10_000_000);
+    assert_eq!(bench.writer.view().in_sync().count(), 3);
+}
+
+#[test]
+fn the_copy_in_this_process_stays_while_it_is_the_last_and_is_not_kept_for_when_it_stays() {
+    let mut bench = Bench::serving_with_a_copy(&[1, 1]);
+    bench.deaf = vec![1];
+    let session = bench.sessions[1];
+    bench.writer.disconnected(Time(bench.now), MemberIndex(1), session, None);
+    bench.pass(TIMEOUT_US * 2);
+    bench.remove(1, "node-0");
+    assert_eq!(bench.edited(1), Some(Err(EditRefusal::LastInSync(node("node-0")))));
+    bench.write(1, 0);
+    let kept = bench.find(|action| matches!(action, Action::Retain { .. }));
+    assert_eq!((bench.ended(1), kept), (Some(Ok(())), None));
+}
+
+#[test]
+fn a_member_that_is_only_in_another_zone_stays_in_sync() {
+    let mut bench = Bench::serving(&[1, 1], false);
+    let address = bench.writer.view().members[1].address.clone();
+    let zone =
+        |name: &str| NewMember { node: node("node-1"), address: address.clone(), zone: Some(name.parse().unwrap()) };
+    bench.change(1, MemberEdit::Add(zone("a")));
+    assert_eq!(bench.edited(1), Some(Ok(())));
+    let view = bench.writer.view();
+    assert_eq!((view.members[1].zone.clone(), view.in_sync().count()), (zone("a").zone, 2));
+    bench.change(2, MemberEdit::Add(zone("a")));
+    assert_eq!(bench.edited(2), Some(Err(EditRefusal::IsMember(node("node-1")))), "there is nothing to change");
+    bench.change(3, MemberEdit::Add(NewMember { address: "elsewhere:1".to_owned(), ..zone("b") }));
+    assert_eq!(bench.edited(3), Some(Err(EditRefusal::IsMember(node("node-1")))), "it is reached as before");
 }
 
 #[test]
@@ -190,6 +266,7 @@ fn a_claim_goes_on_with_the_members_that_it_finds() {
     actual.members.push(Member {
         node: node("node-9"),
         address: "node.example:1".to_owned(),
+        zone: None,
         state: MemberState::Added,
     });
     bench.sessions.push(0);
