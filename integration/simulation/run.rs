@@ -31,7 +31,7 @@ fn scenario(seed: u64) -> Scenario {
     // Of its own: seeds in which members stay go as they went before there were others.
     let mut of_members = Random::new(!seed ^ 0x6d656d62657273);
     let rotten = seed.is_multiple_of(4);
-    let mut of_replicas = Random::new(!seed ^ 0x72_65706c_69636173);
+    let mut of_replicas = Random::new(!seed ^ 0x7265706c69636173);
     let changing = of_members.chance(50) && (!rotten || seed % 8 == 4);
     // Of its own too, and in the world: what is read of the view changes nothing else.
     let mut of_reads = Random::new(!seed ^ 0x7265616473);

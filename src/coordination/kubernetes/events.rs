@@ -59,11 +59,12 @@ impl Events {
     pub fn tell(&mut self, at: &ClusterVolume, uid: &str, before: Option<View>, after: &View) {
         let change =
             Change { at: at.clone(), uid: uid.to_owned(), before, after: after.clone(), time: Timestamp::now() };
-        match self.teller.get_or_insert_with(Teller::begin).told.as_ref().map(|told| told.try_send(change)) {
-            Some(Ok(())) => {}
-            Some(Err(TrySendError::Full(_))) => log::debug!("{}: more events than can be told", at.name),
+        let Some(told) = &self.teller.get_or_insert_with(Teller::begin).told else { return };
+        match told.try_send(change) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => log::debug!("{}: more events than can be told", at.name),
             // For the next one another thread is tried.
-            Some(Err(TrySendError::Disconnected(_))) | None => self.teller = None,
+            Err(TrySendError::Disconnected(_)) => self.teller = None,
         }
     }
 }

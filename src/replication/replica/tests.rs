@@ -23,8 +23,10 @@ impl Bench {
             members: vec![Member {
                 node,
                 address: "node-a:1".into(),
+                zone: None,
                 state: MemberState::InSync(Incarnation(Uuid::nil())),
             }],
+            writers: Vec::new(),
             failure_mode: FailureMode::Hard,
             lease_ms: 1000,
         };
