@@ -123,7 +123,9 @@ impl World {
             // One that has failed a flush says nothing else until it is opened anew, and of one that was closed since it
             // is not known whether it had.
             let is_well = node.holder.is_some() && node.opened < request.began && !self.has_failed(number);
-            let disk = node.disk.as_ref().filter(|_| is_well && writer.is_linked(member));
+            // Nobody reads from one whose removal may be stored: another writer may have taken over without a word to it.
+            let is_asked = writer.is_linked(member) && !writer.is_retiring(member);
+            let disk = node.disk.as_ref().filter(|_| is_well && is_asked);
             disk.is_some_and(|disk| disk.was_readable(start, count, request.began))
         });
         if let Some(member) = able {

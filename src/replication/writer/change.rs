@@ -145,6 +145,11 @@ impl Writer {
         self.everyone().filter(|&member| change.next.is_retired(member) && !self.view.is_retired(member)).collect()
     }
 
+    /// Whether the removal of a member may be stored, for a look from outside.
+    pub fn is_retiring(&self, member: MemberIndex) -> bool {
+        self.retiring().contains(member)
+    }
+
     /// Whether a member was removed, as far as is stored for certain.
     pub(super) fn is_retired(&self, member: MemberIndex) -> bool {
         let stored = self.change.as_ref().filter(|change| change.is_stored());
