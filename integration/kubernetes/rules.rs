@@ -52,7 +52,7 @@ fn what_must_not_change_is_refused_and_said() {
         (json!({ "spec": { "leaseMilliseconds": 1 } }), "a volume keeps its lease"),
         (
             json!({ "spec": { "members": [{ "node": "node-a", "address": "10.0.0.1:7420" }] } }),
-            "the members are changed by sealblk volume add-member and remove-member",
+            "the members are changed by sealblk volume add-member, remove-member and move, with --volume",
         ),
         (json!({ "status": { "view": { "number": 6 } } }), "the number of a view never goes down"),
         (json!({ "status": { "view": { "volume": "another" } } }), "a volume keeps its id"),

@@ -212,17 +212,19 @@ impl Copies {
     ///
     /// [`Denied::Busy`] when that is not done by the deadline.
     pub fn close_gone(&self, volume: Uuid, deadline: Instant) -> Result<(), Denied> {
-        let is_gone = self.dir(volume).symlink_metadata().is_err();
-        if is_gone && matches!(self.lock().volumes.get(&volume), Some(Slot::Open { .. })) {
+        if self.dir(volume).symlink_metadata().is_ok() {
+            return Ok(());
+        }
+        if matches!(self.lock().volumes.get(&volume), Some(Slot::Open { .. })) {
             log::warn!("{}: the folder of a copy that was open is gone", self.dir(volume).display());
             self.release(volume, deadline)?;
-            // It is not released for anybody.
-            let mut list = self.lock();
-            if matches!(list.volumes.get(&volume), Some(Slot::Released { .. })) {
-                list.volumes.remove(&volume);
-            }
-            self.changed.notify_all();
         }
+        // It is not released for anybody, or was for somebody who has given it up since.
+        let mut list = self.lock();
+        if matches!(list.volumes.get(&volume), Some(Slot::Released { .. })) {
+            list.volumes.remove(&volume);
+        }
+        self.changed.notify_all();
         Ok(())
     }
 
