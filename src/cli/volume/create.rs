@@ -109,7 +109,7 @@ pub fn run(args: &CreateArgs) -> Result<(), CliError> {
 }
 
 /// A member as it is written on the command line: NAME=HOST:PORT.
-pub(super) fn member(text: &str) -> Result<(NodeName, String), String> {
+pub fn member(text: &str) -> Result<(NodeName, String), String> {
     let (node, address) = text.split_once('=').ok_or("not a member: write NAME=HOST:PORT")?;
     let node = node.parse().map_err(|error| format!("{error}"))?;
     Ok((node, address.to_owned()))

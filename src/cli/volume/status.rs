@@ -11,7 +11,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::cli::key_args::ClusterArgs;
 use crate::cli::view_args::{in_cluster, volume_name};
-use crate::cli::{CliError, output, size};
+use crate::cli::{CliError, one_line, output, size};
 use crate::coordination::kubernetes::VolumeName;
 use crate::replication::copy::recorded_view;
 use crate::replication::primary::ask;
@@ -50,7 +50,7 @@ pub fn run(args: &StatusArgs) -> Result<(), CliError> {
         } else if let Some(bars) = &bars {
             bars.show(&status, &pace);
         } else {
-            output::print(&for_people(&status, source, &pace))?;
+            output::show(&for_people(&status, source, &pace))?;
         }
         if !args.watch {
             return Ok(());
@@ -94,6 +94,13 @@ fn look(args: &StatusArgs) -> Result<(Status, Teller), CliError> {
     }
 }
 
+/// What people see of what the process says that serves a volume; none if that is no status.
+pub fn shown(line: &[u8], pace: &mut Pace, now: Instant) -> Option<String> {
+    let status: Status = serde_json::from_slice(line).ok()?;
+    pace.note(&status, now);
+    Some(for_people(&status, Teller::Writer, pace))
+}
+
 fn for_people(status: &Status, teller: Teller, pace: &Pace) -> String {
     let mut text = String::new();
     let writer = status.writer.as_deref().unwrap_or("none");
@@ -103,7 +110,7 @@ fn for_people(status: &Status, teller: Teller, pace: &Pace) -> String {
     let count = status.present().count();
     let _ = writeln!(text, "in sync       {} of {count}, mode {}{writable}", status.in_sync, status.failure_mode);
     if status.unreconciled_regions > 0 {
-        let bytes = status.unreconciled_regions as u64 * status.region_bytes;
+        let bytes = (status.unreconciled_regions as u64).saturating_mul(status.region_bytes);
         let _ = writeln!(text, "to compare    {} at most, after the last writer's end", size::rounded(bytes));
     }
     if teller == Teller::Copy {
@@ -150,7 +157,7 @@ fn state_name(state: CopyState) -> &'static str {
 
 /// How fast members get what they lack, from one look to the next.
 #[derive(Default)]
-pub(super) struct Pace {
+pub struct Pace {
     members: Vec<Progress>,
 }
 
@@ -190,7 +197,8 @@ impl Pace {
             return None;
         }
         let rate = done as f64 / seconds;
-        Some((rate as u64, Duration::from_secs_f64(progress.bytes as f64 / rate)))
+        let left = Duration::try_from_secs_f64(progress.bytes as f64 / rate).unwrap_or(Duration::MAX);
+        Some((rate as u64, left))
     }
 
     fn first_bytes(&self, node: &str) -> u64 {
@@ -219,7 +227,7 @@ impl Bars {
             let rate = pace.of(&member.node).map_or(String::new(), |(rate, left)| {
                 format!(", {}/s, {} s left", size::rounded(rate), left.as_secs())
             });
-            bar.set_message(format!("{} {}{rate}", member.node, state_name(member.state)));
+            bar.set_message(one_line(&format!("{} {}{rate}", member.node, state_name(member.state))));
         }
     }
 }
@@ -227,11 +235,12 @@ impl Bars {
 const INTERVAL: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::replication::view::FailureMode;
 
-    fn status(behind_bytes: u64) -> Status {
+    /// One copy in sync, and one that is sent what it lacks.
+    pub fn status(behind_bytes: u64) -> Status {
         let member = |node: &str, state, behind_bytes| MemberStatus {
             node: node.to_owned(),
             address: "10.0.0.1:7420".to_owned(),
@@ -275,6 +284,17 @@ mod tests {
         assert!(text.contains("in sync       1 of 2, mode soft\n"), "{text}");
         assert!(text.contains("being sent what it lacks, lacks 8.0 MiB at most"), "{text}");
         assert!(!text.contains("not served"), "{text}");
+    }
+
+    #[test]
+    fn figures_that_cannot_be_are_shown_all_the_same() {
+        let (mut pace, began) = (Pace::default(), Instant::now());
+        for (behind, second) in [(u64::MAX, 0), (u64::MAX - 1, 4000)] {
+            pace.note(&status(behind), began + Duration::from_secs(second));
+        }
+        assert_eq!(pace.of("node-b").unwrap().1, Duration::MAX);
+        let impossible = Status { unreconciled_regions: usize::MAX, region_bytes: u64::MAX, ..status(u64::MAX) };
+        assert!(for_people(&impossible, Teller::Writer, &pace).contains("to compare    16777216.0 TiB at most"));
     }
 
     #[test]
