@@ -4,11 +4,9 @@
 //! network; a writer may be started on any of them, over the copy there. The last nodes may have no copy and no
 //! replica: a writer there stores nothing.
 
-use std::fs::{self, File, Permissions};
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,10 +22,10 @@ use uuid::Uuid;
 use x509_parser::pem::parse_x509_pem;
 
 use super::network::Network;
-use super::process::Process;
 use super::proxy::Proxy;
-use super::support::pattern::pattern;
-use super::support::volume::SEALBLK;
+use super::support::nodes::{self, Nodes};
+pub use super::support::nodes::{Writer, name, succeed};
+use super::support::process::Process;
 
 /// What a cluster and its volume are like.
 pub struct Plan {
@@ -49,24 +47,15 @@ pub struct Plan {
 
 /// The nodes, and the volume. What is dropped first is stopped first.
 pub struct Cluster {
-    replicas: Vec<Option<Process>>,
+    nodes: Nodes,
     /// One for each node, if there are any.
     proxies: Vec<Proxy>,
     pub network: Arc<Network>,
     volume: Uuid,
     regions: Regions,
     revocation: bool,
-    sockets: TempDir,
-    folder: TempDir,
-    writers: usize,
     /// The socket of the newest writer of each node.
     monitors: Vec<PathBuf>,
-}
-
-/// A `sealblk serve` on a node.
-pub struct Writer {
-    pub process: Process,
-    pub socket: PathBuf,
 }
 
 impl Plan {
@@ -92,25 +81,18 @@ impl Cluster {
         let proxied = if plan.proxies { keepers } else { 0 };
         let proxies = (0..proxied).map(|node| Proxy::start(&network, node, PROXY_PORT, PORT)).collect();
         let mut cluster = Cluster {
-            replicas: (0..keepers).map(|_| None).collect(),
+            nodes: Nodes::new(keepers),
             proxies,
             network,
             volume: Uuid::nil(),
             regions: Regions::of(plan.size_bytes),
             revocation: plan.revocation,
-            sockets: TempDir::new().expect("a folder for sockets, whose paths have to be short"),
-            folder: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the cluster"),
-            writers: 0,
             monitors: vec![PathBuf::new(); all],
         };
-        fs::write(cluster.path("key"), pattern(KEY_SEED, 64)).expect("the key file");
-        fs::set_permissions(cluster.path("key"), Permissions::from_mode(0o600)).expect("the key file's mode");
         fs::create_dir(cluster.path("views")).expect("a folder for views");
         cluster.certify((0..all).collect::<Vec<_>>().as_slice());
-        for node in 0..all {
-            fs::create_dir(cluster.path(&name(node))).expect("a folder for copies");
-            cluster.revoke(node, &[]);
-        }
+        (keepers..all).for_each(|node| fs::create_dir(cluster.path(&name(node))).expect("a folder without copies"));
+        (0..all).for_each(|node| cluster.revoke(node, &[]));
         (0..keepers).for_each(|node| cluster.start_replica(node));
         cluster.create_volume(plan);
         cluster
@@ -118,12 +100,7 @@ impl Cluster {
 
     /// Makes new certificates for nodes.
     pub fn certify(&self, nodes: &[usize]) {
-        let mut command = self.command(0, "tls");
-        command.args(["bootstrap", "pki", "--renew"]);
-        for &node in nodes {
-            command.args(["--node", &format!("{},{}", name(node), self.network.address(node))]);
-        }
-        succeed(&mut command);
+        self.nodes.certify(nodes.iter().map(|&node| format!("{},{}", name(node), self.network.address(node))));
     }
 
     /// Tells a node which nodes' certificates are revoked: those that they have now.
@@ -158,12 +135,12 @@ impl Cluster {
 
     /// A file or folder of the cluster.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.nodes.path(name)
     }
 
     /// The 64 bytes of the volume's key.
     pub fn key(&self) -> Vec<u8> {
-        pattern(KEY_SEED, 64)
+        nodes::key()
     }
 
     /// The folder of the copy on a node.
@@ -173,18 +150,14 @@ impl Cluster {
 
     /// Starts a node's replica and waits until it listens.
     pub fn start_replica(&mut self, node: usize) {
-        assert!(self.replicas[node].is_none(), "it runs already");
         let mut command = self.command(node, "replica");
-        command.args(["--root", &name(node), "--listen", &self.listening(node)]);
-        self.identify(node, &mut command);
-        let mut process = Process::start(&format!("replica-{}", name(node)), self.folder.path(), &mut command);
-        process.await_line("listening on ");
-        self.replicas[node] = Some(process);
+        self.check_revocation(node, &mut command);
+        self.nodes.start_replica(node, command, &self.listening(node));
     }
 
     /// Kills a node's replica as `kill -9` does.
     pub fn kill_replica(&mut self, node: usize) {
-        self.replicas[node].take().expect("it runs").kill();
+        self.nodes.kill_replica(node);
     }
 
     /// What leads to a node.
@@ -194,24 +167,22 @@ impl Cluster {
 
     /// A running replica.
     pub fn replica(&mut self, node: usize) -> &mut Process {
-        self.replicas[node].as_mut().expect("it runs")
+        self.nodes.replica(node)
     }
 
     /// Sends a node's replica a signal.
     pub fn signal_replica(&self, node: usize, signal: Signal) {
-        self.replicas[node].as_ref().expect("it runs").signal(signal);
+        self.nodes.signal_replica(node, signal);
     }
 
     /// Starts a writer on a node and waits until a guest can connect.
     pub fn serve(&mut self, node: usize, arguments: &[&str]) -> Writer {
-        let mut writer = self.begin_to_serve(node, arguments);
-        writer.await_socket();
-        writer
+        self.begin_to_serve(node, arguments).serving()
     }
 
     /// Starts a writer on a node.
     pub fn begin_to_serve(&mut self, node: usize, arguments: &[&str]) -> Writer {
-        if node < self.replicas.len() {
+        if node < self.nodes.count() {
             let copy = self.copy(node).into_os_string().into_string().expect("text");
             return self.begin_to_serve_as(node, &[&[copy.as_str(), "--key", "file:key"], arguments].concat());
         }
@@ -222,23 +193,20 @@ impl Cluster {
 
     /// The same; the arguments say which volume, and name its key.
     pub fn begin_to_serve_as(&mut self, node: usize, arguments: &[&str]) -> Writer {
-        self.writers += 1;
-        let socket = self.sockets.path().join(format!("{}.sock", self.writers));
-        self.monitors[node] = socket.clone();
         let mut command = self.command(node, "serve");
-        command.arg("--socket").arg(&socket);
         command.args(["--view", "file:views", "--queues", "4"]).args(arguments);
         if !arguments.contains(&"--peer-timeout") {
             command.args(["--peer-timeout", PEER_TIMEOUT]);
         }
-        self.identify(node, &mut command);
-        let process = Process::start(&format!("writer-{}", name(node)), self.folder.path(), &mut command);
-        Writer { process, socket }
+        self.check_revocation(node, &mut command);
+        let writer = self.nodes.begin_to_serve(node, command);
+        self.monitors[node] = writer.socket.clone();
+        writer
     }
 
     /// By what a process that serves the volume on a node is asked for: the copy there, or else the guest's socket.
     fn place(&self, node: usize) -> PathBuf {
-        if node < self.replicas.len() { self.copy(node) } else { self.monitors[node].clone() }
+        if node < self.nodes.count() { self.copy(node) } else { self.monitors[node].clone() }
     }
 
     /// Runs `sealblk volume` on a node, about the volume that is served there; what it prints, or what it fails with.
@@ -256,8 +224,7 @@ impl Cluster {
 
     /// How the volume stands, as a node knows it.
     pub fn status(&self, node: usize) -> Status {
-        let output = succeed(self.ask_for_status(node).arg("--json"));
-        serde_json::from_slice(&output.stdout).expect("a status in JSON")
+        nodes::status(&mut self.ask_for_status(node))
     }
 
     /// The command that says how the volume stands, as a node knows it.
@@ -323,7 +290,7 @@ impl Cluster {
     /// they have.
     pub fn await_settled(&self, node: usize) {
         self.await_status(node, "no region has an intent", LONG, |_| {
-            (0..self.replicas.len()).all(|node| self.replicas[node].is_none() || self.intents(node) == 0)
+            (0..self.nodes.count()).all(|node| !self.nodes.has_replica(node) || self.intents(node) == 0)
         });
     }
 
@@ -339,16 +306,12 @@ impl Cluster {
 
     /// Checks that every copy has the same bytes.
     pub fn assert_equal(&self) {
-        self.assert_equal_with(&(1..self.replicas.len()).collect::<Vec<_>>());
+        self.assert_equal_with(&(1..self.nodes.count()).collect::<Vec<_>>());
     }
 
     /// Checks that these nodes' copies have the same bytes as that of node 0.
     pub fn assert_equal_with(&self, nodes: &[usize]) {
-        for &node in nodes {
-            if let Some(offset) = first_difference(&self.copy(0).join("data"), &self.copy(node).join("data")) {
-                panic!("the copies of node-a and {} differ at byte {offset}", name(node));
-            }
-        }
+        nodes::assert_equal(&self.copy(0), nodes.iter().map(|&node| self.copy(node)));
     }
 
     fn create_volume(&mut self, plan: &Plan) {
@@ -359,26 +322,22 @@ impl Cluster {
         for node in 0..plan.nodes {
             command.args(["--member", &format!("{}={}", name(node), self.reached(node))]);
         }
-        self.identify(0, &mut command);
+        self.nodes.identify(0, &mut command);
+        self.check_revocation(0, &mut command);
         let output = succeed(&mut command);
         let text = String::from_utf8(output.stdout).expect("text");
         self.volume = text.split_whitespace().find_map(|word| word.parse().ok()).expect("created volume ID on ...");
     }
 
     fn command(&self, node: usize, subcommand: &str) -> Command {
-        let mut command = Command::new(SEALBLK);
-        command.arg(subcommand).current_dir(self.folder.path());
+        let mut command = self.nodes.command(subcommand);
         self.network.enter(node, &mut command);
         command
     }
 
-    fn identify(&self, node: usize, command: &mut Command) {
-        let node = name(node);
-        for (argument, file) in [("cert", "cert"), ("key", "key"), ("ca", "ca")] {
-            command.arg(format!("--tls-{argument}")).arg(format!("pki/{node}/{file}.pem"));
-        }
+    fn check_revocation(&self, node: usize, command: &mut Command) {
         if self.revocation {
-            command.arg("--tls-crl").arg(format!("pki/{node}/crl.pem"));
+            command.arg("--tls-crl").arg(format!("pki/{}/crl.pem", name(node)));
         }
     }
 
@@ -393,43 +352,6 @@ impl Cluster {
     }
 }
 
-impl Writer {
-    /// Waits until a guest can connect.
-    pub fn await_socket(&mut self) {
-        self.process.await_that("serves", LONG, |_| self.socket.exists());
-    }
-}
-
-/// The name of a node.
-pub fn name(node: usize) -> String {
-    format!("node-{}", char::from(b'a' + node as u8))
-}
-
-pub fn succeed(command: &mut Command) -> Output {
-    let output = command.output().expect("running sealblk");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output
-}
-
-fn first_difference(one: &Path, other: &Path) -> Option<u64> {
-    let open = |path: &Path| File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let (mut one, mut other) = (open(one), open(other));
-    assert_eq!(one.metadata().unwrap().len(), other.metadata().unwrap().len(), "the copies have different lengths");
-    let (mut mine, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    let mut offset = 0;
-    loop {
-        let length = one.read(&mut mine).expect("reading a copy");
-        if length == 0 {
-            return None;
-        }
-        other.read_exact(&mut theirs[..length]).expect("reading a copy");
-        if let Some(at) = mine[..length].iter().zip(&theirs[..length]).position(|(mine, theirs)| mine != theirs) {
-            return Some(offset + at as u64);
-        }
-        offset += length as u64;
-    }
-}
-
 /// How long a copy may take to answer before the volume goes on without it.
 pub const PEER_TIMEOUT_TIME: Duration = Duration::from_secs(2);
 const PEER_TIMEOUT: &str = "2s";
@@ -439,4 +361,3 @@ const HOUR: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_millis(25);
 const PORT: u16 = 7420;
 const PROXY_PORT: u16 = 7421;
-const KEY_SEED: u64 = 0x005e_a1b1;
