@@ -29,6 +29,7 @@ pub mod ring;
 pub mod search;
 pub mod served;
 pub mod serving;
+pub mod terminal;
 pub mod views;
 pub mod volume;
 pub mod workload;

@@ -12,3 +12,4 @@ mod links;
 mod members;
 mod resync;
 mod verify;
+mod watching;

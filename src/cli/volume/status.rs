@@ -1,9 +1,8 @@
 //! `sealblk volume status`: how the copies of a replicated volume stand.
 
 use std::fmt::Write;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -11,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::cli::key_args::ClusterArgs;
 use crate::cli::view_args::{in_cluster, volume_name};
-use crate::cli::{CliError, one_line, output, size};
+use crate::cli::{CliError, one_line, output, signals, size};
 use crate::coordination::kubernetes::VolumeName;
 use crate::replication::copy::recorded_view;
 use crate::replication::primary::ask;
@@ -39,6 +38,7 @@ pub struct StatusArgs {
 }
 
 pub fn run(args: &StatusArgs) -> Result<(), CliError> {
+    let stop = args.watch.then(signals::stop).transpose().map_err(CliError::Signals)?;
     let mut pace = Pace::default();
     let bars = (args.watch && !args.json && std::io::stderr().is_terminal()).then(Bars::default);
     loop {
@@ -52,11 +52,15 @@ pub fn run(args: &StatusArgs) -> Result<(), CliError> {
         } else {
             output::show(&for_people(&status, source, &pace))?;
         }
-        if !args.watch {
-            return Ok(());
+        match &stop {
+            Some(stop) if !signals::is_asked(stop, INTERVAL).map_err(CliError::Signals)? => {}
+            _ => break,
         }
-        thread::sleep(INTERVAL);
     }
+    if let Some(bars) = bars {
+        bars.leave();
+    }
+    Ok(())
 }
 
 /// Who says how it stands.
@@ -229,6 +233,12 @@ impl Bars {
             });
             bar.set_message(one_line(&format!("{} {}{rate}", member.node, state_name(member.state))));
         }
+    }
+
+    /// Lets them stand as they are, with what comes next below them.
+    fn leave(self) {
+        self.of.borrow().iter().for_each(ProgressBar::abandon);
+        let _ = writeln!(std::io::stderr());
     }
 }
 
