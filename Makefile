@@ -8,6 +8,7 @@ CARGO_DENY := $(CARGO_TARGET_DIR)/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/car
 CARGO_FUZZ_VERSION := 0.13.1
 CARGO_FUZZ := $(CARGO_TARGET_DIR)/tools/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
 FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
 
 SEEDS ?= 10000
 FIRST_SEED ?= 1
@@ -89,10 +90,10 @@ bench-without-vaes: packages
 bench-volumes: packages
 	cargo bench --bench volumes
 
-# Each target over random input, from its corpus on. What it finds stays in the target folder.
+# Each of FUZZ_TARGETS over random input, from its corpus on. What it finds stays in the target folder.
 # The sanitizers are switches of nightly Rust; RUSTC_BOOTSTRAP lets a stable one have them.
 fuzz: packages $(CARGO_FUZZ)
-	for target in request replication; do \
+	for target in $(FUZZ_TARGETS); do \
 		mkdir -p $(CARGO_TARGET_DIR)/fuzz/corpus/$$target && \
 		RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz $(CARGO_FUZZ) run $$target \
 			$(CARGO_TARGET_DIR)/fuzz/corpus/$$target fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) \

@@ -21,6 +21,8 @@
 pub mod cli;
 pub mod controller;
 pub mod coordination;
+#[cfg(test)]
+mod corpus;
 pub mod crypto;
 pub mod device;
 pub mod io;

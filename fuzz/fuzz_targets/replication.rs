@@ -3,4 +3,6 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| sealblk::replication::wire::decode_hostile(bytes));
+fuzz_target!(|bytes: &[u8]| {
+    sealblk::replication::wire::decode_hostile(bytes);
+});

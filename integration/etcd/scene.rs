@@ -1,63 +1,32 @@
 //! An etcd, and three nodes with certificates and replicas.
 
-use std::ffi::OsString;
-use std::fs::{self, File, Permissions};
-use std::io::Read;
-use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::time::Duration;
+use std::process::Command;
 
 use rustix::process::Signal;
 use sealblk::coordination::etcd::{Endpoints, EtcdTls};
-use sealblk::replication::primary::status::{CopyState, Status};
-use tempfile::TempDir;
+use sealblk::replication::primary::status::CopyState;
 use uuid::Uuid;
 
 use crate::process::Process;
-use crate::support::pattern::pattern;
-use crate::support::volume::SEALBLK;
+use crate::support::nodes::{self, Nodes, PKI, free_ports, status, succeed};
+pub use crate::support::nodes::{LONG, Writer, name};
 use crate::support::wait_until;
 
 /// What is dropped first is stopped first.
 pub struct Scene {
-    replicas: Vec<Option<Process>>,
     etcd: Option<Process>,
+    nodes: Nodes,
     /// Those of the nodes, and two of etcd's.
     ports: Vec<u16>,
-    folder: TempDir,
-    sockets: TempDir,
-    writers: usize,
-}
-
-/// A `sealblk serve` on a node.
-pub struct Writer {
-    pub process: Process,
-    pub socket: PathBuf,
 }
 
 impl Scene {
     /// With an etcd that is ready, and nodes whose replicas do not run yet.
     pub fn start() -> Scene {
-        let listeners: Vec<_> =
-            (0..NODES + 2).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-        let ports = listeners.iter().map(|listener| listener.local_addr().expect("its address").port()).collect();
-        drop(listeners);
-        let mut scene = Scene {
-            replicas: (0..NODES).map(|_| None).collect(),
-            etcd: None,
-            ports,
-            folder: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the nodes"),
-            sockets: TempDir::new().expect("a folder for sockets, whose paths have to be short"),
-            writers: 0,
-        };
-        let mut command = scene.command("tls");
-        command.args(["bootstrap", "pki", "--node", "etcd,127.0.0.1"]);
-        (0..=NODES).for_each(|node| _ = command.args(["--node", &name(node)]));
-        succeed(&mut command);
-        fs::write(scene.path("key"), pattern(1, 64)).expect("the key file");
-        fs::set_permissions(scene.path("key"), Permissions::from_mode(0o600)).expect("the key file's mode");
+        let mut scene = Scene { etcd: None, nodes: Nodes::new(NODES), ports: free_ports(NODES + 2) };
+        scene.nodes.certify(PKI, (0..=NODES).map(name).chain(["etcd,127.0.0.1".to_owned()]));
         scene.start_etcd();
         scene
     }
@@ -65,16 +34,13 @@ impl Scene {
     /// The same with running replicas, and a volume with a copy on each node.
     pub fn with_volume() -> Scene {
         let mut scene = Scene::start();
-        (0..NODES).for_each(|node| {
-            fs::create_dir(scene.path(&name(node))).expect("a folder for copies");
-            scene.start_replica(node);
-        });
-        let mut command = scene.command("volume");
+        (0..NODES).for_each(|node| scene.start_replica(node));
+        let mut command = scene.nodes.command("volume");
         command.args(["create", "--size", "64M", "--sector-size", "4096", "--key", "file:key"]);
         for node in 0..NODES {
-            command.args(["--member", &format!("{}=127.0.0.1:{}", name(node), scene.ports[node])]);
+            command.args(["--member", &format!("{}={}", name(node), scene.address(node))]);
         }
-        scene.identify(0, &mut command);
+        scene.nodes.identify(0, &mut command);
         scene.view(0, &mut command);
         succeed(&mut command);
         scene
@@ -86,13 +52,12 @@ impl Scene {
         let (client, peer) = (format!("https://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
         let mut command = Command::new("etcd");
         command
-            .current_dir(self.folder.path())
             .args(["--data-dir", "etcd-data", "--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("default={peer}"), "--logger", "zap"])
             .args(["--cert-file", "pki/etcd/cert.pem", "--key-file", "pki/etcd/key.pem"])
             .args(["--client-cert-auth", "--trusted-ca-file", "pki/ca.pem"]);
-        let mut process = Process::start("etcd", self.folder.path(), &mut command);
+        let mut process = self.nodes.start("etcd", &mut command);
         process.await_line("serving client traffic");
         self.etcd = Some(process);
     }
@@ -117,48 +82,37 @@ impl Scene {
     }
 
     pub fn start_replica(&mut self, node: usize) {
-        let mut command = self.command("replica");
-        command.args(["--root", &name(node), "--listen", &format!("127.0.0.1:{}", self.ports[node])]);
-        self.identify(node, &mut command);
-        let mut process = Process::start(&format!("replica-{}", name(node)), self.folder.path(), &mut command);
-        process.await_line("listening on ");
-        self.replicas[node] = Some(process);
+        self.nodes.start_replica(node, self.nodes.command("replica"), &self.address(node));
     }
 
     /// As `kill -9` does.
     pub fn kill_replica(&mut self, node: usize) {
-        self.replicas[node].take().expect("it runs").kill();
+        self.nodes.kill_replica(node);
     }
 
     /// Starts a writer on a node, of the copy there.
     pub fn begin_to_serve(&mut self, node: usize) -> Writer {
-        let copy = self.copy(node).into_os_string();
-        self.begin_to_serve_as(node, &[copy])
+        let mut command = self.nodes.command("serve");
+        command.arg(self.copy(node));
+        self.begin_to_serve_as(node, command)
     }
 
     /// The same by the volume's id, whether there is a copy or not.
     pub fn begin_to_serve_by_id(&mut self, node: usize) -> Writer {
-        let id = self.copy(0).file_name().expect("its id").to_owned();
-        self.begin_to_serve_as(node, &["--id".into(), id, "--root".into(), name(node).into()])
+        let mut command = self.nodes.command("serve");
+        command.arg("--id").arg(self.copy(0).file_name().expect("its id")).args(["--root", &name(node)]);
+        self.begin_to_serve_as(node, command)
     }
 
-    fn begin_to_serve_as(&mut self, node: usize, volume: &[OsString]) -> Writer {
-        self.writers += 1;
-        let socket = self.sockets.path().join(format!("{}.sock", self.writers));
-        let mut command = self.command("serve");
-        command.args(volume).arg("--socket").arg(&socket).args(["--key", "file:key"]);
-        command.args(["--peer-timeout", "2s"]);
-        self.identify(node, &mut command);
+    fn begin_to_serve_as(&mut self, node: usize, mut command: Command) -> Writer {
+        command.args(["--key", "file:key", "--peer-timeout", "2s"]);
         self.view(node, &mut command);
-        let process = Process::start(&format!("writer-{}", name(node)), self.folder.path(), &mut command);
-        Writer { process, socket }
+        self.nodes.begin_to_serve(node, command)
     }
 
-    /// The same, and waits until a guest can connect.
+    /// Starts a writer on a node, of the copy there, and waits until a guest can connect.
     pub fn serve(&mut self, node: usize) -> Writer {
-        let mut writer = self.begin_to_serve(node);
-        writer.await_socket();
-        writer
+        self.begin_to_serve(node).serving()
     }
 
     /// Waits until so many copies are in sync, as the writer on a node says.
@@ -169,21 +123,14 @@ impl Scene {
     /// The same, as the process says that serves the volume at a place.
     pub fn await_in_sync_at(&self, place: &Path, count: usize) {
         wait_until(&format!("{count} copies are in sync"), || {
-            let output = succeed(self.command("volume").args(["status", "--json"]).arg(place));
-            let status: Status = serde_json::from_slice(&output.stdout).expect("a status in JSON");
+            let status = status(self.nodes.command("volume").arg("status").arg(place));
             status.members.iter().filter(|member| member.state == CopyState::InSync).count() == count
         });
     }
 
     /// Checks that every copy has the same bytes.
     pub fn assert_equal(&self) {
-        let read = |node: usize| {
-            let mut bytes = Vec::new();
-            File::open(self.copy(node).join("data")).and_then(|mut file| file.read_to_end(&mut bytes)).expect("a copy");
-            bytes
-        };
-        let first = read(0);
-        (1..NODES).for_each(|node| assert!(read(node) == first, "the copies of {} and node-a differ", name(node)));
+        nodes::assert_equal(&self.copy(0), (1..NODES).map(|node| self.copy(node)));
     }
 
     /// Adds where the view is and who a node is to etcd.
@@ -191,12 +138,6 @@ impl Scene {
         command.args(["--view", &format!("etcd:{}", self.url()), "--etcd-ca", "pki/ca.pem"]);
         command.arg("--etcd-cert").arg(format!("pki/{}/cert.pem", name(node)));
         command.arg("--etcd-key").arg(format!("pki/{}/key.pem", name(node)));
-    }
-
-    fn identify(&self, node: usize, command: &mut Command) {
-        for argument in ["cert", "key", "ca"] {
-            command.arg(format!("--tls-{argument}")).arg(format!("pki/{}/{argument}.pem", name(node)));
-        }
     }
 
     /// Where etcd listens.
@@ -212,35 +153,14 @@ impl Scene {
         entries.map(|entry| entry.expect("an entry").path()).find(is_copy).expect("a copy")
     }
 
-    fn command(&self, subcommand: &str) -> Command {
-        let mut command = Command::new(SEALBLK);
-        command.arg(subcommand).current_dir(self.folder.path());
-        command
+    fn address(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.ports[node])
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.nodes.path(name)
     }
-}
-
-impl Writer {
-    /// Waits until a guest can connect.
-    pub fn await_socket(&mut self) {
-        self.process.await_that("serves", LONG, |_| self.socket.exists());
-    }
-}
-
-/// The name of a node.
-pub fn name(node: usize) -> String {
-    format!("node-{}", char::from(b'a' + node as u8))
-}
-
-fn succeed(command: &mut Command) -> Output {
-    let output = command.output().expect("running sealblk");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output
 }
 
 /// Nodes that are members of the volume; the next one is none.
 pub const NODES: usize = 3;
-pub const LONG: Duration = Duration::from_secs(90);

@@ -6,32 +6,12 @@ use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use rustix::process::Signal;
 use sealblk::coordination::etcd::EtcdTls;
 use sealblk::coordination::{EtcdViews, RecordDamage, Swap, ViewStore, ViewStoreError};
-use sealblk::replication::View;
-use sealblk::replication::view::{FailureMode, Incarnation, Member, MemberState, ViewNumber};
-use uuid::Uuid;
+use sealblk::replication::view::ViewNumber;
 
-use crate::scene::{Scene, name};
+use crate::scene::Scene;
+use crate::support::views::{ID, assert_one_swaps, damage, swap_through, view};
 
-const ID: Uuid = Uuid::from_bytes([7; 16]);
 const PREFIX: &str = "/tests";
-
-fn view(number: u64) -> View {
-    let member = |node: usize| Member {
-        node: name(node).parse().expect("a node's name"),
-        address: format!("{}:7420", name(node)),
-        zone: None,
-        state: MemberState::InSync(Incarnation(Uuid::from_u128(number as u128 + node as u128))),
-    };
-    View {
-        volume: ID,
-        number: ViewNumber(number),
-        writer: None,
-        members: (0..3).map(member).collect(),
-        failure_mode: FailureMode::Soft,
-        lease_ms: 4000,
-        writers: Vec::new(),
-    }
-}
 
 fn views(scene: &Scene) -> EtcdViews {
     as_whom(scene, scene.tls(0))
@@ -56,13 +36,6 @@ fn handle(scene: &Scene, work: impl AsyncFnOnce(&mut Client, String)) {
     });
 }
 
-fn damage(result: Result<impl std::fmt::Debug, ViewStoreError>) -> RecordDamage {
-    match result {
-        Err(ViewStoreError::Damaged { reason, .. }) => reason,
-        other => panic!("not damaged: {other:?}"),
-    }
-}
-
 #[test]
 fn a_view_changes_by_compare_and_swap() {
     let scene = Scene::start();
@@ -78,18 +51,7 @@ fn a_view_changes_by_compare_and_swap() {
     assert!(matches!(store.swap(ViewNumber(2), &view(4)), Err(ViewStoreError::NotNext { .. })));
 
     // Of many who swap at once one succeeds.
-    let results: Vec<Swap> = std::thread::scope(|scope| {
-        let scene = &scene;
-        // Each is of another writer.
-        let next = |thread: u32| View { lease_ms: 4000 + thread, ..view(3) };
-        let swap = move |thread: u32| views(scene).swap(ViewNumber(2), &next(thread)).expect("a swap");
-        let threads: Vec<_> = (0..6).map(|thread| scope.spawn(move || swap(thread))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a thread")).collect()
-    });
-    assert_eq!(results.iter().filter(|result| **result == Swap::Stored).count(), 1, "{results:?}");
-    let last = other.load().expect("the view");
-    let others = results.into_iter().filter(|result| *result != Swap::Stored);
-    others.for_each(|result| assert_eq!(result, Swap::Conflict(last.clone())));
+    assert_one_swaps(|| views(&scene), 2);
 }
 
 #[test]
@@ -142,29 +104,13 @@ fn an_etcd_that_falls_silent_may_have_changed_something() {
     let scene = Scene::start();
     let mut store = views(&scene);
     store.create(&view(1)).expect("a view");
-    let mut number = 1;
-    std::thread::scope(|scope| {
-        let pause = scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(100));
-            scene.signal_etcd(Signal::STOP);
-            // Longer than anybody waits for an answer.
-            std::thread::sleep(Duration::from_secs(10));
-            scene.signal_etcd(Signal::CONT);
-        });
-        while !pause.is_finished() {
-            match store.swap(ViewNumber(number), &view(number + 1)) {
-                Ok(Swap::Stored) => number += 1,
-                Ok(Swap::Conflict(stored)) => {
-                    assert_eq!(stored, view(number + 1), "nobody else changes it");
-                    number += 1;
-                }
-                Err(ViewStoreError::Unavailable { .. } | ViewStoreError::Unknown { .. }) => {}
-                Err(error) => panic!("{error}"),
-            }
-        }
+    let number = swap_through(&mut store, 1, || {
+        std::thread::sleep(Duration::from_millis(100));
+        scene.signal_etcd(Signal::STOP);
+        // Longer than anybody waits for an answer.
+        std::thread::sleep(Duration::from_secs(10));
+        scene.signal_etcd(Signal::CONT);
     });
-    let last = views(&scene).load().expect("the view").number.0;
-    assert!(last == number || last == number + 1, "{last} is stored and {number} was told");
     assert!(number > 1, "nothing was ever stored");
 }
 

@@ -5,9 +5,7 @@
 //! replica: a writer there stores nothing.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, Permissions};
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -25,11 +23,12 @@ use uuid::Uuid;
 use x509_parser::pem::parse_x509_pem;
 
 use super::network::Network;
-use super::process::Process;
 use super::proxy::Proxy;
 use super::support::confined::confined;
 use super::support::mounted::Mounted;
-use super::support::pattern::pattern;
+use super::support::nodes::{self, Nodes, PKI};
+pub use super::support::nodes::{Writer, name, succeed};
+use super::support::process::Process;
 use super::support::volume::SEALBLK;
 
 /// What a cluster and its volume are like.
@@ -58,7 +57,7 @@ pub struct Plan {
 
 /// The nodes, and the volume. What is dropped first is stopped first.
 pub struct Cluster {
-    replicas: Vec<Option<Process>>,
+    nodes: Nodes,
     /// One for each node, if there are any.
     proxies: Vec<Proxy>,
     pub network: Arc<Network>,
@@ -68,17 +67,8 @@ pub struct Cluster {
     /// Of each node: its certificate with its key, and whom it trusts. None if it has what `tls bootstrap` makes.
     mounts: Vec<[Mounted; 2]>,
     encrypted: bool,
-    sockets: TempDir,
-    folder: TempDir,
-    writers: usize,
     /// The socket of the newest writer of each node.
     monitors: Vec<PathBuf>,
-}
-
-/// A `sealblk serve` on a node.
-pub struct Writer {
-    pub process: Process,
-    pub socket: PathBuf,
 }
 
 impl Plan {
@@ -107,7 +97,7 @@ impl Cluster {
         let proxied = if plan.proxies { keepers } else { 0 };
         let proxies = (0..proxied).map(|node| Proxy::start(&network, node, PROXY_PORT, PORT)).collect();
         let mut cluster = Cluster {
-            replicas: (0..keepers).map(|_| None).collect(),
+            nodes: Nodes::new(keepers),
             proxies,
             network,
             volume: Uuid::nil(),
@@ -115,24 +105,14 @@ impl Cluster {
             revocation: plan.revocation,
             mounts: Vec::new(),
             encrypted: plan.encrypted,
-            sockets: TempDir::new().expect("a folder for sockets, whose paths have to be short"),
-            folder: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the cluster"),
-            writers: 0,
             monitors: vec![PathBuf::new(); all],
         };
-        fs::write(cluster.path("key"), pattern(KEY_SEED, 64)).expect("the key file");
-        fs::set_permissions(cluster.path("key"), Permissions::from_mode(0o600)).expect("the key file's mode");
         fs::create_dir(cluster.path("views")).expect("a folder for views");
         cluster.certify((0..all).collect::<Vec<_>>().as_slice());
-        for node in 0..all {
-            fs::create_dir(cluster.path(&name(node))).expect("a folder for copies");
-            cluster.revoke(node, &[]);
-        }
+        (keepers..all).for_each(|node| fs::create_dir(cluster.path(&name(node))).expect("a folder without copies"));
+        (0..all).for_each(|node| cluster.revoke(node, &[]));
         if plan.mounted {
-            let mount = |what: &str, node| Mounted::create(cluster.path(&format!("{what}-{}", name(node))));
-            cluster.mounts = (0..all).map(|node| ["tls", "authorities"].map(|what| mount(what, node))).collect();
-            (0..all).for_each(|node| cluster.mount_certificate(node, PKI));
-            (0..all).for_each(|node| cluster.mount_authorities(node, &[PKI]));
+            (0..all).for_each(|node| cluster.mount(node));
         }
         (0..keepers).for_each(|node| cluster.start_replica(node));
         cluster.create_volume(plan);
@@ -146,12 +126,17 @@ impl Cluster {
 
     /// The same, by the authority of another folder, which is made if it is not there.
     pub fn certify_from(&self, pki: &str, nodes: &[usize]) {
-        let mut command = self.command(0, "tls");
-        command.args(["bootstrap", pki, "--renew"]);
-        for &node in nodes {
-            command.args(["--node", &format!("{},{}", name(node), self.network.address(node))]);
-        }
-        succeed(&mut command);
+        self.nodes.certify(pki, nodes.iter().map(|&node| format!("{},{}", name(node), self.network.address(node))));
+    }
+
+    /// Gives a node folders for its certificate and for those whom it trusts.
+    fn mount(&mut self, node: usize) {
+        let mounted = |what: &str| Mounted::create(self.path(&format!("{what}-{}", name(node))));
+        let (tls, authorities) = (mounted("tls"), mounted("authorities"));
+        self.nodes.identify_by(node, [tls.file("tls.crt"), tls.file("tls.key"), authorities.file("ca.crt")]);
+        self.mounts.push([tls, authorities]);
+        self.mount_certificate(node, PKI);
+        self.mount_authorities(node, &[PKI]);
     }
 
     /// Puts the certificate and the key that a node has in a folder of an authority where the node looks for them.
@@ -198,12 +183,12 @@ impl Cluster {
 
     /// A file or folder of the cluster.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.nodes.path(name)
     }
 
     /// The 64 bytes of the volume's key.
     pub fn key(&self) -> Vec<u8> {
-        pattern(KEY_SEED, 64)
+        nodes::key()
     }
 
     /// The folder of the copy on a node.
@@ -213,24 +198,20 @@ impl Cluster {
 
     /// Starts a node's replica and waits until it listens.
     pub fn start_replica(&mut self, node: usize) {
-        assert!(self.replicas[node].is_none(), "it runs already");
         let mut command = self.command(node, "replica");
         if !self.mounts.is_empty() {
             // Such nodes run it in a container.
             command = confined(SEALBLK);
-            command.arg("replica").current_dir(self.folder.path());
+            command.arg("replica");
             self.network.enter(node, &mut command);
         }
-        command.args(["--root", &name(node), "--listen", &self.listening(node)]);
-        self.identify(node, &mut command);
-        let mut process = Process::start(&format!("replica-{}", name(node)), self.folder.path(), &mut command);
-        process.await_line("listening on ");
-        self.replicas[node] = Some(process);
+        self.check_revocation(node, &mut command);
+        self.nodes.start_replica(node, command, &self.listening(node));
     }
 
     /// Kills a node's replica as `kill -9` does.
     pub fn kill_replica(&mut self, node: usize) {
-        self.replicas[node].take().expect("it runs").kill();
+        self.nodes.kill_replica(node);
     }
 
     /// What leads to a node.
@@ -240,7 +221,7 @@ impl Cluster {
 
     /// A running replica.
     pub fn replica(&mut self, node: usize) -> &mut Process {
-        self.replicas[node].as_mut().expect("it runs")
+        self.nodes.replica(node)
     }
 
     /// `sealblk replica status` on a node.
@@ -251,19 +232,17 @@ impl Cluster {
 
     /// Sends a node's replica a signal.
     pub fn signal_replica(&self, node: usize, signal: Signal) {
-        self.replicas[node].as_ref().expect("it runs").signal(signal);
+        self.nodes.signal_replica(node, signal);
     }
 
     /// Starts a writer on a node and waits until a guest can connect.
     pub fn serve(&mut self, node: usize, arguments: &[&str]) -> Writer {
-        let mut writer = self.begin_to_serve(node, arguments);
-        writer.await_socket();
-        writer
+        self.begin_to_serve(node, arguments).serving()
     }
 
     /// Starts a writer on a node.
     pub fn begin_to_serve(&mut self, node: usize, arguments: &[&str]) -> Writer {
-        if node < self.replicas.len() {
+        if node < self.nodes.count() {
             let copy = self.copy(node).into_os_string().into_string().expect("text");
             return self.begin_to_serve_as(node, &[&[copy.as_str()][..], key_of(self.encrypted), arguments].concat());
         }
@@ -274,23 +253,20 @@ impl Cluster {
 
     /// The same; the arguments say which volume, and name its key.
     pub fn begin_to_serve_as(&mut self, node: usize, arguments: &[&str]) -> Writer {
-        self.writers += 1;
-        let socket = self.sockets.path().join(format!("{}.sock", self.writers));
-        self.monitors[node] = socket.clone();
         let mut command = self.command(node, "serve");
-        command.arg("--socket").arg(&socket);
         command.args(["--view", "file:views", "--queues", "4"]).args(arguments);
         if !arguments.contains(&"--peer-timeout") {
             command.args(["--peer-timeout", PEER_TIMEOUT]);
         }
-        self.identify(node, &mut command);
-        let process = Process::start(&format!("writer-{}", name(node)), self.folder.path(), &mut command);
-        Writer { process, socket }
+        self.check_revocation(node, &mut command);
+        let writer = self.nodes.begin_to_serve(node, command);
+        self.monitors[node] = writer.socket.clone();
+        writer
     }
 
     /// By what a process that serves the volume on a node is asked for: the copy there, or else the guest's socket.
     fn place(&self, node: usize) -> PathBuf {
-        if node < self.replicas.len() { self.copy(node) } else { self.monitors[node].clone() }
+        if node < self.nodes.count() { self.copy(node) } else { self.monitors[node].clone() }
     }
 
     /// Runs `sealblk volume` on a node, about the volume that is served there; what it prints, or what it fails with.
@@ -313,8 +289,7 @@ impl Cluster {
 
     /// How the volume stands, as a node knows it.
     pub fn status(&self, node: usize) -> Status {
-        let output = succeed(self.ask_for_status(node).arg("--json"));
-        serde_json::from_slice(&output.stdout).expect("a status in JSON")
+        nodes::status(&mut self.ask_for_status(node))
     }
 
     /// The command that says how the volume stands, as a node knows it.
@@ -394,7 +369,7 @@ impl Cluster {
     /// they have.
     pub fn await_settled(&self, node: usize) {
         self.await_status(node, "no region has an intent", LONG, |_| {
-            (0..self.replicas.len()).all(|node| self.replicas[node].is_none() || self.intents(node) == 0)
+            (0..self.nodes.count()).all(|node| !self.nodes.has_replica(node) || self.intents(node) == 0)
         });
     }
 
@@ -410,16 +385,12 @@ impl Cluster {
 
     /// Checks that every copy has the same bytes.
     pub fn assert_equal(&self) {
-        self.assert_equal_with(&(1..self.replicas.len()).collect::<Vec<_>>());
+        self.assert_equal_with(&(1..self.nodes.count()).collect::<Vec<_>>());
     }
 
     /// Checks that these nodes' copies have the same bytes as that of node 0.
     pub fn assert_equal_with(&self, nodes: &[usize]) {
-        for &node in nodes {
-            if let Some(offset) = first_difference(&self.copy(0).join("data"), &self.copy(node).join("data")) {
-                panic!("the copies of node-a and {} differ at byte {offset}", name(node));
-            }
-        }
+        nodes::assert_equal(&self.copy(0), nodes.iter().map(|&node| self.copy(node)));
     }
 
     fn create_volume(&mut self, plan: &Plan) {
@@ -433,34 +404,22 @@ impl Cluster {
         for node in 0..plan.nodes {
             command.args(["--member", &format!("{}={}", name(node), self.reached(node))]);
         }
-        self.identify(0, &mut command);
+        self.nodes.identify(0, &mut command);
+        self.check_revocation(0, &mut command);
         let output = succeed(&mut command);
         let text = String::from_utf8(output.stdout).expect("text");
         self.volume = text.split_whitespace().find_map(|word| word.parse().ok()).expect("created volume ID on ...");
     }
 
     fn command(&self, node: usize, subcommand: &str) -> Command {
-        let mut command = Command::new(SEALBLK);
-        command.arg(subcommand).current_dir(self.folder.path());
+        let mut command = self.nodes.command(subcommand);
         self.network.enter(node, &mut command);
         command
     }
 
-    fn identify(&self, node: usize, command: &mut Command) {
-        for (argument, file) in ["cert", "key", "ca"].into_iter().zip(self.identity(node)) {
-            command.arg(format!("--tls-{argument}")).arg(file);
-        }
-        let node = name(node);
+    fn check_revocation(&self, node: usize, command: &mut Command) {
         if self.revocation {
-            command.arg("--tls-crl").arg(format!("pki/{node}/crl.pem"));
-        }
-    }
-
-    /// The files of a node's certificate, its key, and those whom it trusts.
-    pub fn identity(&self, node: usize) -> [PathBuf; 3] {
-        match self.mounts.get(node) {
-            Some([tls, authorities]) => [tls.file("tls.crt"), tls.file("tls.key"), authorities.file("ca.crt")],
-            None => ["cert", "key", "ca"].map(|file| format!("{PKI}/{}/{file}.pem", name(node)).into()),
+            command.arg("--tls-crl").arg(format!("pki/{}/crl.pem", name(node)));
         }
     }
 
@@ -498,45 +457,8 @@ impl Cluster {
     }
 }
 
-impl Writer {
-    /// Waits until a guest can connect.
-    pub fn await_socket(&mut self) {
-        self.process.await_that("serves", LONG, |_| self.socket.exists());
-    }
-}
-
 fn key_of(encrypted: bool) -> &'static [&'static str] {
     if encrypted { &["--key", "file:key"] } else { &["--no-encryption"] }
-}
-
-/// The name of a node.
-pub fn name(node: usize) -> String {
-    format!("node-{}", char::from(b'a' + node as u8))
-}
-
-pub fn succeed(command: &mut Command) -> Output {
-    let output = command.output().expect("running sealblk");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output
-}
-
-fn first_difference(one: &Path, other: &Path) -> Option<u64> {
-    let open = |path: &Path| File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let (mut one, mut other) = (open(one), open(other));
-    assert_eq!(one.metadata().unwrap().len(), other.metadata().unwrap().len(), "the copies have different lengths");
-    let (mut mine, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    let mut offset = 0;
-    loop {
-        let length = one.read(&mut mine).expect("reading a copy");
-        if length == 0 {
-            return None;
-        }
-        other.read_exact(&mut theirs[..length]).expect("reading a copy");
-        if let Some(at) = mine[..length].iter().zip(&theirs[..length]).position(|(mine, theirs)| mine != theirs) {
-            return Some(offset + at as u64);
-        }
-        offset += length as u64;
-    }
 }
 
 /// How long a copy may take to answer before the volume goes on without it.
@@ -547,10 +469,7 @@ pub const LONG: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_millis(25);
 const PORT: u16 = 7420;
-/// The folder of the authority.
-const PKI: &str = "pki";
 const END_OF_CERTIFICATE: &str = "-----END CERTIFICATE-----";
 /// As `/proc/net/tcp` has it.
 const ESTABLISHED: &str = "01";
 const PROXY_PORT: u16 = 7421;
-const KEY_SEED: u64 = 0x005e_a1b1;

@@ -5,10 +5,8 @@
 //! | --- | --- |
 //! | `network` | a namespace for each node, and cuts between them |
 //! | `proxy` | a link that is slow, breaks, or swallows everything |
-//! | `process` | one `sealblk` process |
 //! | `cluster` | nodes with certificates and replicas, and the volume |
-//! | `model` | what the disk must hold |
-//! | `workload` | a guest that holds what it reads against that |
+//! | `scene` | a cluster, its writer, and a guest at work |
 //! | `disorder` | what can happen to nodes and their network |
 //! | `stories/` | what is promised, one file a theme |
 //!
@@ -25,9 +23,9 @@ mod support;
 
 mod cluster;
 mod disorder;
-mod model;
 mod network;
-mod process;
 mod proxy;
+mod scene;
 mod stories;
-mod workload;
+
+use support::{model, workload};

@@ -21,14 +21,20 @@ pub mod guest;
 pub mod loopback;
 pub mod memory;
 pub mod message;
+pub mod model;
 pub mod mounted;
+pub mod nodes;
 pub mod pattern;
+pub mod process;
 pub mod request;
 pub mod ring;
 pub mod search;
 pub mod served;
 pub mod serving;
+pub mod terminal;
+pub mod views;
 pub mod volume;
+pub mod workload;
 
 use std::time::{Duration, Instant};
 

@@ -1,37 +1,24 @@
 //! A cluster with three nodes, and a volume in it.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::process::Process;
 use crate::support::cluster::{Cluster, Request};
-use crate::support::volume::SEALBLK;
+use crate::support::nodes::{self, Nodes, PKI, free_ports};
+pub use crate::support::nodes::{LONG, Writer, fail, name, succeed};
 
 /// What is dropped first is stopped first.
 pub struct Scene {
-    replicas: Vec<Option<Process>>,
+    nodes: Nodes,
     pub cluster: Cluster,
     pub namespace: String,
     /// That of the nodes' account.
     kubeconfig: PathBuf,
     ports: Vec<u16>,
-    folder: TempDir,
-    sockets: TempDir,
-    writers: usize,
-}
-
-/// A `sealblk serve` on a node.
-pub struct Writer {
-    pub process: Process,
-    pub socket: PathBuf,
 }
 
 impl Scene {
@@ -42,27 +29,10 @@ impl Scene {
         cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "crd/volumes.sealblk.io"]);
         let namespace = cluster.namespace("vms");
         let kubeconfig = cluster.kubeconfig("sealblk-system", "sealblk-node");
-        let mut scene = Scene {
-            replicas: (0..NODES).map(|_| None).collect(),
-            cluster,
-            namespace,
-            kubeconfig,
-            ports: free_ports(),
-            folder: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the nodes"),
-            sockets: TempDir::new().expect("a folder for sockets, whose paths have to be short"),
-            writers: 0,
-        };
+        let mut scene = Scene { nodes: Nodes::new(NODES), cluster, namespace, kubeconfig, ports: free_ports(NODES) };
         scene.make_key();
-        let mut command = scene.command("tls");
-        command.args(["bootstrap", "pki"]);
-        for node in 0..=NODES {
-            command.args(["--node", &name(node)]);
-        }
-        succeed(&mut command);
-        for node in 0..NODES {
-            fs::create_dir(scene.folder.path().join(name(node))).expect("a folder for copies");
-            scene.start_replica(node);
-        }
+        scene.nodes.certify(PKI, (0..=NODES).map(name));
+        (0..NODES).for_each(|node| scene.start_replica(node));
         scene
     }
 
@@ -93,7 +63,7 @@ impl Scene {
         let mut command = self.command("volume");
         command.args(["create", "--view", &self.volume()]).args(more);
         command.arg("--kubeconfig").arg(self.cluster.admin_kubeconfig());
-        self.identify(0, &mut command);
+        self.nodes.identify(0, &mut command);
         command
     }
 
@@ -113,36 +83,24 @@ impl Scene {
     }
 
     pub fn start_replica(&mut self, node: usize) {
-        let mut command = self.command("replica");
-        command.args(["--root", &name(node), "--listen", &self.address(node)]);
-        self.identify(node, &mut command);
-        let mut process = Process::start(&format!("replica-{}", name(node)), self.folder.path(), &mut command);
-        process.await_line("listening on ");
-        self.replicas[node] = Some(process);
+        self.nodes.start_replica(node, self.command("replica"), &self.address(node));
     }
 
     /// As `kill -9` does.
     pub fn kill_replica(&mut self, node: usize) {
-        self.replicas[node].take().expect("it runs").kill();
+        self.nodes.kill_replica(node);
     }
 
     /// Starts a writer on a node and waits until a guest can connect.
     pub fn serve(&mut self, node: usize) -> Writer {
-        let mut writer = self.begin_to_serve(node);
-        let socket = writer.socket.clone();
-        writer.process.await_that("serves", LONG, |_| socket.exists());
-        writer
+        self.begin_to_serve(node).serving()
     }
 
     pub fn begin_to_serve(&mut self, node: usize) -> Writer {
-        self.writers += 1;
-        let socket = self.sockets.path().join(format!("{}.sock", self.writers));
         let mut command = self.command("serve");
-        command.args(["--volume", &self.volume(), "--root", &name(node)]).arg("--socket").arg(&socket);
+        command.args(["--volume", &self.volume(), "--root", &name(node)]);
         command.arg("--kubeconfig").arg(&self.kubeconfig);
-        self.identify(node, &mut command);
-        let process = Process::start(&format!("writer-{}", name(node)), self.folder.path(), &mut command);
-        Writer { process, socket }
+        self.nodes.begin_to_serve(node, command)
     }
 
     /// The object as the API server has it.
@@ -223,39 +181,23 @@ impl Scene {
     /// The folder of the copy on a node.
     pub fn copy(&self, node: usize) -> PathBuf {
         let id = self.object()["status"]["view"]["volume"].as_str().expect("an id").to_owned();
-        self.folder.path().join(name(node)).join(id)
+        self.nodes.path(&name(node)).join(id)
     }
 
     /// Checks that every copy has the same bytes.
     pub fn assert_equal(&self) {
-        let read = |node: usize| {
-            let mut bytes = Vec::new();
-            let path = self.copy(node).join("data");
-            File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).expect("a copy");
-            bytes
-        };
-        let first = read(0);
-        for node in 1..NODES {
-            assert!(read(node) == first, "the copies of {} and {} differ", name(0), name(node));
-        }
+        nodes::assert_equal(&self.copy(0), (1..NODES).map(|node| self.copy(node)));
     }
 
     /// Whether there is a folder for copies on a node.
     pub fn has_folder(&self, node: usize) -> bool {
-        self.folder.path().join(name(node)).exists()
+        self.nodes.path(&name(node)).exists()
     }
 
     pub fn command(&self, subcommand: &str) -> Command {
-        let mut command = Command::new(SEALBLK);
-        command.arg(subcommand).current_dir(self.folder.path());
+        let mut command = self.nodes.command(subcommand);
         command.env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST");
         command
-    }
-
-    fn identify(&self, node: usize, command: &mut Command) {
-        for (argument, file) in [("cert", "cert"), ("key", "key"), ("ca", "ca")] {
-            command.arg(format!("--tls-{argument}")).arg(format!("pki/{}/{file}.pem", name(node)));
-        }
     }
 
     /// The volume's key, which the nodes may read, as the controller arranges it.
@@ -277,30 +219,6 @@ impl Scene {
     }
 }
 
-/// Ports that nobody listens on, all different.
-fn free_ports() -> Vec<u16> {
-    let listeners: Vec<_> = (0..NODES).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("its address").port()).collect()
-}
-
-/// The name of a node.
-pub fn name(node: usize) -> String {
-    format!("node-{}", char::from(b'a' + node as u8))
-}
-
-pub fn succeed(command: &mut Command) -> Output {
-    let output = command.output().expect("running sealblk");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output
-}
-
-/// What a command that must fail says.
-pub fn fail(command: &mut Command) -> String {
-    let output = command.output().expect("running sealblk");
-    assert!(!output.status.success(), "{command:?} has succeeded");
-    String::from_utf8(output.stderr).expect("text")
-}
-
 /// The folder of the manifests.
 pub fn deployed(file: &str) -> PathBuf {
     Path::new(DEPLOY).join(file)
@@ -310,5 +228,4 @@ pub fn deployed(file: &str) -> PathBuf {
 pub const NODES: usize = 3;
 pub const VOLUME: &str = "disk-0";
 pub const SECRET: &str = "disk-0-key";
-pub const LONG: Duration = Duration::from_secs(90);
 pub const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");

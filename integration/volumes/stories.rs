@@ -6,14 +6,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use sealblk::replication::primary::status::{CopyState, Status};
+use sealblk::replication::primary::status::CopyState;
 use serde_json::json;
 
 use crate::model::{BLOCK, Model};
-use crate::process::Process;
 use crate::scene::{LONG, NODES, SECRET, Scene, VOLUME, deployed, fail, name, succeed};
 use crate::support::cluster::Cluster;
 use crate::support::guest::Guest;
+use crate::support::nodes::status;
+use crate::support::process::Process;
 use crate::workload::{Load, Manner};
 
 const BLOCKS: usize = (64 << 20) / BLOCK;
@@ -38,13 +39,9 @@ fn a_volume_is_attached_by_its_name_and_kubectl_shows_how_it_stands() {
     load.await_progress(200);
     assert_eq!(scene.condition("Degraded").0, "True");
     assert_eq!(scene.condition("Ready"), ready, "it was ready all the time");
-    let output = succeed(
-        scene
-            .command("volume")
-            .args(["status", "--json", "--volume", &scene.volume(), "--kubeconfig"])
-            .arg(scene.cluster.admin_kubeconfig()),
-    );
-    let status: Status = serde_json::from_slice(&output.stdout).expect("a status in JSON");
+    let mut command = scene.command("volume");
+    command.args(["status", "--volume", &scene.volume(), "--kubeconfig"]).arg(scene.cluster.admin_kubeconfig());
+    let status = status(&mut command);
     assert_eq!((status.in_sync, status.members[2].state), (2, CopyState::Behind));
     assert_eq!(status.writer.as_deref(), Some("node-a"));
 
@@ -188,7 +185,7 @@ fn of_two_nodes_that_attach_at_once_one_serves_and_the_other_says_who() {
     let said = writers[loser].process.said();
     assert!(said.contains(&format!("it runs on node {}", name(winner))), "{said}");
     let socket = writers[winner].socket.clone();
-    writers[winner].process.await_that("serves", LONG, |_| socket.exists());
+    writers[winner].await_socket();
     let mut guest = Guest::connect(&socket);
     guest.write(0, &[1; BLOCK]);
     guest.flush();

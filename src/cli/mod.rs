@@ -7,6 +7,7 @@ mod benchmark;
 mod controller;
 mod duration;
 mod error;
+mod hostile;
 mod key;
 mod key_args;
 mod output;
@@ -25,6 +26,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 pub use error::CliError;
+pub use hostile::{parse_hostile, show_hostile};
 pub use key_args::KeyArgs;
 use tls_args::TlsArgs;
 use view_args::ViewPlace;
@@ -106,8 +108,10 @@ fn usage_sentence(message: &str) -> String {
     one_line(message.split("\n\n").next().unwrap_or_default())
 }
 
+/// One line that does no more to a terminal than to put text on it.
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control());
+    words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -135,5 +139,10 @@ mod tests {
             assert!(sentence.len() > 10, "{arguments:?}: {sentence}");
             assert!(!sentence.contains("Usage") && !sentence.starts_with("error"), "{sentence}");
         }
+    }
+
+    #[test]
+    fn an_error_is_one_line_whatever_others_put_into_it() {
+        assert_eq!(one_line("node b says:\r\n\x1b]0;title\x07  \u{9b}2J no"), "node b says: ]0;title 2J no");
     }
 }

@@ -36,6 +36,11 @@ pub fn do_until<T: Send + 'static>(
     Ok(has_ended.then(|| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
 }
 
+/// Whether the command is asked to end within some time; it is waited that long.
+pub fn is_asked(stop: &UnixStream, within: Duration) -> io::Result<bool> {
+    is_readable(&[stop.as_fd()], Some(within))
+}
+
 /// Waits until one of these is readable; whether the first one is.
 fn is_readable(fds: &[BorrowedFd<'_>], time: Option<Duration>) -> io::Result<bool> {
     let time = time.map(|time| Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() });

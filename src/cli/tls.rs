@@ -53,7 +53,7 @@ fn bootstrap(args: &BootstrapArgs) -> Result<(), CliError> {
     output::print(&text)
 }
 
-fn node(text: &str) -> Result<Node, String> {
+pub(super) fn node(text: &str) -> Result<Node, String> {
     let mut parts = text.split(',');
     let name = parts.next().unwrap_or_default().to_owned();
     let address = |part: &str| part.parse().map_err(|_| format!("{part:?} is not an IP address"));

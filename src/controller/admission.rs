@@ -9,6 +9,8 @@
 //! same id, which is a random UUID; so that is the UUID in the name of the volume's Secret, and the
 //! second time the Secret of the first time is found.
 
+mod hostile;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -31,6 +33,9 @@ use crate::keys::names::{
     VOLUME_KEY_SECRET_PREFIX,
 };
 use crate::keys::{KeyError, secret};
+pub(super) use hostile::answer_hostile;
+#[cfg(test)]
+pub(super) use hostile::seeds;
 
 /// What the controller is told of the cluster.
 #[derive(Clone, Debug)]
@@ -139,11 +144,7 @@ impl Review for Admission {
     type Bad = BadReview;
 
     async fn review(&self, body: &[u8]) -> Result<Vec<u8>, BadReview> {
-        let review: AdmissionReview = serde_json::from_slice(body)?;
-        if (review.kind.as_str(), review.api_version.as_str()) != (KIND, VERSION) {
-            return Err(BadReview::Kind(format!("{} of {}", review.kind, review.api_version)));
-        }
-        let request = review.request;
+        let request = AdmissionReview::parse(body)?.request;
         let verdict = self.decide(&request).await;
         let response = match verdict {
             Ok(verdict) => verdict.allow(&request.uid),
@@ -192,6 +193,16 @@ struct AdmissionReview {
     api_version: String,
     kind: String,
     request: Request,
+}
+
+impl AdmissionReview {
+    fn parse(body: &[u8]) -> Result<AdmissionReview, BadReview> {
+        let review: AdmissionReview = serde_json::from_slice(body)?;
+        if (review.kind.as_str(), review.api_version.as_str()) != (KIND, VERSION) {
+            return Err(BadReview::Kind(format!("{} of {}", review.kind, review.api_version)));
+        }
+        Ok(review)
+    }
 }
 
 #[derive(Deserialize)]

@@ -9,7 +9,10 @@ pub mod certificate;
 pub mod classes;
 pub mod encryption;
 pub mod grants;
+mod hostile;
 pub mod process;
 pub mod protection;
 pub mod server;
 pub mod volume_keys;
+
+pub use hostile::review_hostile;

@@ -19,6 +19,7 @@
 mod error;
 pub mod etcd;
 pub mod file;
+mod hostile;
 pub mod kubernetes;
 pub mod record;
 
@@ -27,6 +28,7 @@ use uuid::Uuid;
 pub use error::{RecordDamage, ViewStoreError};
 pub use etcd::EtcdViews;
 pub use file::FileViews;
+pub use hostile::read_hostile;
 pub use kubernetes::{ClusterVolume, KubernetesViews};
 
 use crate::replication::View;

@@ -295,7 +295,8 @@ fn refuse_if(condition: bool) -> Result<(), Status> {
 const HEADER_BYTES: usize = 16;
 const RANGE_BYTES: usize = 16;
 
-/// Parses everything in a guest memory that holds `bytes`: the entry of the fuzz target in `fuzz/`.
+/// Parses everything in a guest memory that holds `bytes`: the entry of the fuzz target `request`. Whether
+/// there is a request that is to be carried out.
 ///
 /// A ring of 16 descriptors lies at the beginning (descriptors, available ring, used ring, each
 /// where virtio 1.2 §2.7 would put it with an alignment of 4), the rest is data.
@@ -303,22 +304,23 @@ const RANGE_BYTES: usize = 16;
 /// # Panics
 ///
 /// When a request that was accepted reaches beyond the volume.
-pub fn parse_hostile(bytes: &[u8]) {
+pub fn parse_hostile(bytes: &[u8]) -> bool {
     use virtio_queue::{Queue, QueueOwnedT, QueueT};
     use vm_memory::{Bytes, GuestAddress};
 
     const MEMORY_BYTES: usize = 1 << 16;
     const QUEUE_SIZE: u16 = 16;
-    let Ok(memory) = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]) else { return };
+    let Ok(memory) = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]) else { return false };
     let len = bytes.len().min(MEMORY_BYTES);
     if memory.write_slice(&bytes[..len], GuestAddress(0)).is_err() {
-        return;
+        return false;
     }
-    let Ok(mut queue) = Queue::new(QUEUE_SIZE) else { return };
+    let Ok(mut queue) = Queue::new(QUEUE_SIZE) else { return false };
     let _ = queue.try_set_avail_ring_address(GuestAddress(256));
     let _ = queue.try_set_used_ring_address(GuestAddress(296));
     queue.set_ready(true);
     let mut parser = Parser::default();
+    let mut taken = false;
     for (sector_size_bytes, read_only) in [(512, false), (4096, false), (512, true)] {
         let limits = Limits { size_bytes: 1 << 20, sector_size_bytes, read_only, descriptors_max: 128 };
         queue.set_next_avail(0);
@@ -327,6 +329,7 @@ pub fn parse_hostile(bytes: &[u8]) {
             let Ok(request) = parser.parse(&memory, chain, &limits) else { continue };
             // SAFETY: the parser says that the byte lies in `memory`.
             unsafe { request.status.write_volatile(Status::Ok as u8) };
+            taken |= request.command.is_ok();
             match request.command {
                 Ok(Command::Read { offset } | Command::Write { offset }) => {
                     assert!(offset + total(parser.data()) as u64 <= limits.size_bytes);
@@ -339,6 +342,7 @@ pub fn parse_hostile(bytes: &[u8]) {
             }
         }
     }
+    taken
 }
 
 #[cfg(test)]

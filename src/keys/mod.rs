@@ -11,6 +11,7 @@
 pub mod cluster;
 mod error;
 pub mod generate;
+mod hostile;
 pub mod manifest;
 pub mod names;
 pub mod process;
@@ -29,6 +30,7 @@ use crate::crypto::xts::XtsKey;
 
 pub use cluster::Cluster;
 pub use error::{KeyError, Origin, SourceError};
+pub use hostile::open_hostile;
 pub use names::{Namespace, ObjectName};
 pub use secret::{NamespaceKey, NamespaceKeys};
 
@@ -90,23 +92,13 @@ impl Source {
     /// The volume key of a file. The calling thread wipes what it frees.
     fn read_volume_key(&self, namespace_keys: Option<&NamespaceKeys>) -> Result<XtsKey, KeyError> {
         let Source::File(path) = self else { return Err(SourceError::NoPath.into()) };
-        let content = read(path)?;
-        if content.len() == secret::VOLUME_KEY_BYTES {
-            return secret::xts_key(&content, || Origin::raw(path));
-        }
-        let secrets = manifest::parse(path, &content, secret::VOLUME_KEY_BYTES)?;
-        secret::open_volume_key(&secret::pick_volume_secret(path, secrets)?, namespace_keys)
+        volume_key(path, &read(path)?, namespace_keys)
     }
 
     /// The namespace's keys of a file. The calling thread wipes what it frees.
     fn read_namespace_keys(&self) -> Result<NamespaceKeys, KeyError> {
         let Source::File(path) = self else { return Err(SourceError::NoPath.into()) };
-        let content = read(path)?;
-        if content.len() == secret::NAMESPACE_KEY_BYTES {
-            return Ok(NamespaceKey::new(&content)?.into());
-        }
-        let secrets = manifest::parse(path, &content, secret::NAMESPACE_KEY_BYTES)?;
-        secret::open_namespace_keys(&secret::pick_namespace_secret(path, secrets)?)
+        self::namespace_keys(path, &read(path)?)
     }
 }
 
@@ -128,6 +120,24 @@ impl FromStr for Source {
             _ => Err(SourceError::UnknownScheme),
         }
     }
+}
+
+/// The volume key in the content of a file.
+fn volume_key(path: &Path, content: &[u8], namespace_keys: Option<&NamespaceKeys>) -> Result<XtsKey, KeyError> {
+    if content.len() == secret::VOLUME_KEY_BYTES {
+        return secret::xts_key(content, || Origin::raw(path));
+    }
+    let secrets = manifest::parse(path, content, secret::VOLUME_KEY_BYTES)?;
+    secret::open_volume_key(&secret::pick_volume_secret(path, secrets)?, namespace_keys)
+}
+
+/// The namespace's keys in the content of a file.
+fn namespace_keys(path: &Path, content: &[u8]) -> Result<NamespaceKeys, KeyError> {
+    if content.len() == secret::NAMESPACE_KEY_BYTES {
+        return Ok(NamespaceKey::new(content)?.into());
+    }
+    let secrets = manifest::parse(path, content, secret::NAMESPACE_KEY_BYTES)?;
+    secret::open_namespace_keys(&secret::pick_namespace_secret(path, secrets)?)
 }
 
 fn parse_object(text: &str) -> Result<(Namespace, ObjectName), SourceError> {

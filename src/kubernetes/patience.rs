@@ -80,7 +80,7 @@ impl Patience {
     }
 
     /// How long to wait after this; none where the next request would be too late.
-    fn delay(&mut self, error: &RequestError) -> Option<Duration> {
+    pub(super) fn delay(&mut self, error: &RequestError) -> Option<Duration> {
         let remaining = self.remaining();
         if remaining < REQUEST_TIME_MIN {
             return None;
@@ -88,7 +88,7 @@ impl Patience {
         let delay = jittered(self.next_delay);
         self.next_delay = (self.next_delay * 2).min(DELAY_MAX);
         match error.retry_after() {
-            Some(asked) if asked + REQUEST_TIME_MIN > remaining => None,
+            Some(asked) if asked.saturating_add(REQUEST_TIME_MIN) > remaining => None,
             // Not all of those who were told the same moment may come back in it.
             Some(asked) => Some(asked + delay.min(asked / 2)),
             None => Some(delay),
@@ -147,7 +147,9 @@ mod tests {
         let mut patience = Patience::new(Duration::from_secs(100));
         let delay = patience.delay(&busy(Some(8))).unwrap();
         assert!(delay >= Duration::from_secs(8) && delay <= Duration::from_secs(12), "{delay:?}");
-        assert_eq!(patience.delay(&busy(Some(200))), None);
+        for never in [200, u64::MAX] {
+            assert_eq!(patience.delay(&busy(Some(never))), None);
+        }
     }
 
     #[test]

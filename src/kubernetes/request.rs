@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Builder;
 use hyper::{HeaderMap, Request};
 use kube::Client;
@@ -179,6 +179,26 @@ fn of_status(code: u16, headers: &HeaderMap, body: &[u8]) -> RequestError {
         }
         _ => RequestError::Unexpected { code, message },
     }
+}
+
+/// What an answer of `bytes` means, of which the first two are a status code and the rest of the line after them is
+/// its Retry-After: a part of the fuzz target `cluster`. Whether it is the API server's own.
+///
+/// # Panics
+///
+/// When a person is shown more than a line, and a long one; when the time to wait has no end.
+pub fn refuse_hostile(bytes: &[u8]) -> bool {
+    let Some((code, rest)) = bytes.split_first_chunk() else { return false };
+    let (code, line) = (u16::from_be_bytes(*code), rest.split(|&byte| byte == b'\n').next().unwrap_or_default());
+    let mut headers = HeaderMap::new();
+    headers.extend(line.try_into().ok().map(|value: HeaderValue| (RETRY_AFTER, value)));
+    let body = &rest[rest.len().min(line.len() + 1)..];
+    let error = of_status(code, &headers, body);
+    let text = error.to_string();
+    assert!(text.chars().count() < 2 * LINE_LENGTH_MAX && !text.contains(char::is_control), "{text:?} is no line");
+    let delay = super::Patience::new(Duration::from_secs(1)).delay(&error);
+    assert!(delay.is_none_or(|delay| delay <= Duration::from_secs(1)));
+    serde_json::from_slice::<Status>(body).is_ok_and(|status| status.is_failure())
 }
 
 /// What the failure of a connection means: the innermost cause that says something.

@@ -11,9 +11,14 @@ use sha2::{Digest, Sha256};
 pub fn render(record: &impl Serialize) -> Vec<u8> {
     let body = serde_json::to_string_pretty(record).expect("a record has string keys only");
     let body = body.strip_suffix("\n}").expect("pretty JSON of a struct ends this way");
-    let covered = format!("{body},\n");
-    let checksum = hex(&Sha256::digest(covered.as_bytes()).into());
-    format!("{covered}{CHECKSUM_HEAD}{checksum}{CHECKSUM_TAIL}").into_bytes()
+    seal(format!("{body},\n").into_bytes())
+}
+
+/// A content with the checksum of all that is `covered` behind it.
+pub fn seal(mut covered: Vec<u8>) -> Vec<u8> {
+    let checksum = hex(&Sha256::digest(&covered).into());
+    covered.extend_from_slice(format!("{CHECKSUM_HEAD}{checksum}{CHECKSUM_TAIL}").as_bytes());
+    covered
 }
 
 /// Whether the content of a file is as it was rendered.
@@ -26,6 +31,12 @@ pub fn verify(content: &[u8]) -> Result<(), ChecksumError> {
     let (rest, checksum) = body.split_last_chunk::<64>().ok_or(ChecksumError::Absent)?;
     let covered = rest.strip_suffix(CHECKSUM_HEAD.as_bytes()).ok_or(ChecksumError::Absent)?;
     if hex(&Sha256::digest(covered).into()).as_bytes() == checksum { Ok(()) } else { Err(ChecksumError::Mismatch) }
+}
+
+/// What the checksum of an intact content covers.
+#[cfg(test)]
+pub fn covered(content: &[u8]) -> &[u8] {
+    &content[..content.len() - CHECKSUM_HEAD.len() - 64 - CHECKSUM_TAIL.len()]
 }
 
 /// Why a file does not prove itself.
@@ -45,7 +56,7 @@ pub(super) fn hex(bytes: &[u8; 32]) -> String {
 }
 
 pub(super) const CHECKSUM_HEAD: &str = "  \"checksum\": \"";
-pub(super) const CHECKSUM_TAIL: &str = "\"\n}\n";
+const CHECKSUM_TAIL: &str = "\"\n}\n";
 
 #[cfg(test)]
 mod tests {

@@ -109,7 +109,7 @@ pub struct HolderError {
     source: io::Error,
 }
 
-fn parse(text: &str, noted: Option<SystemTime>) -> Option<Holder> {
+pub(super) fn parse(text: &str, noted: Option<SystemTime>) -> Option<Holder> {
     let (pid, started) = text.strip_suffix('\n')?.split_once(' ')?;
     let pid = pid.parse().ok().filter(|pid| (1..=i32::MAX as u32).contains(pid))?;
     Some(Holder { pid, started: started.parse().ok()?, noted, note: None })

@@ -22,6 +22,7 @@ pub mod checksum;
 mod create;
 mod error;
 mod holder;
+mod hostile;
 mod owner_socket;
 mod regions;
 pub mod replace;
@@ -38,6 +39,7 @@ use rustix::io::Errno;
 
 pub use error::StoreError;
 pub use holder::{Holder, HolderError};
+pub use hostile::read_hostile;
 pub use owner_socket::{connect_to_owner, listen_as_owner};
 pub use regions::{RegionTable, RegionTableError};
 pub use superblock::{Cipher, Damage, FORMAT, GeometryError, SectorSize, Superblock, SuperblockError};

@@ -22,6 +22,7 @@
 
 mod block;
 mod error;
+mod hostile;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,9 +33,12 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use block::{BLOCK_BYTES, Block, Header, ROWS_PER_BLOCK, rows_from_block, rows_to_block};
+use block::{BLOCK_BYTES, Block, Header, ROWS_PER_BLOCK, VIEW_MAX, rows_from_block, rows_to_block};
 
 pub use error::RegionTableError;
+pub(super) use hostile::read_hostile;
+#[cfg(test)]
+pub(super) use hostile::seeds;
 
 /// The open region table of a copy. Whoever has one holds the [`Store`](super::Store) of the folder
 /// exclusively.
@@ -163,7 +167,7 @@ impl RegionTable {
     /// # Errors
     ///
     /// [`RegionTableError::Lower`] and [`RegionTableError::ViewTooLarge`], and nothing changed, when the
-    /// view is not to be accepted. Others as those of [`set_rows`](Self::set_rows).
+    /// view is not to be accepted; [`RegionTableError::Damaged`] likewise when no change can follow. Others as those of [`set_rows`](Self::set_rows).
     pub fn set_accepted(&mut self, view: u64, rows: &[(u32, u64)]) -> Result<(), RegionTableError> {
         let accepted = self.header.accepted;
         if view < accepted {
@@ -172,12 +176,15 @@ impl RegionTable {
         if view > VIEW_MAX {
             return Err(RegionTableError::ViewTooLarge { path: self.path.clone(), view });
         }
+        // Nobody ever counts to the last generation: it was written by somebody else.
+        let generation = self.header.generation.checked_add(1);
+        let generation = generation.ok_or_else(|| RegionTableError::Damaged { path: self.path.clone() })?;
         self.refuse_after_failure().map_err(RegionTableError::io(&self.path, "change"))?;
         self.set_rows(rows).map_err(RegionTableError::io(&self.path, "change"))?;
         if view == accepted {
             return Ok(());
         }
-        let header = Header { generation: self.header.generation + 1, accepted: view, ..self.header };
+        let header = Header { generation, accepted: view, ..self.header };
         let result = write_headers(self.medium.as_ref(), header, HEADER_PLACES);
         self.has_failed |= result.is_err();
         result.map_err(RegionTableError::io(&self.path, "change"))?;
@@ -375,7 +382,6 @@ const REGIONS_FILE: &str = "regions";
 const NEW_REGIONS_FILE: &str = "regions.new";
 const HEADER_PLACES: [u64; 2] = [0, 1];
 const REGIONS_MAX: u32 = 1 << 20;
-const VIEW_MAX: u64 = u64::MAX >> 1;
 /// The most bytes that are read or written at once; a whole number of blocks.
 const RUN_BYTES_MAX: usize = 1 << 20;
 

@@ -310,9 +310,7 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
-    use sha2::{Digest, Sha256};
-
-    use super::checksum::{CHECKSUM_HEAD, CHECKSUM_TAIL};
+    use super::checksum::CHECKSUM_HEAD;
     use super::*;
 
     fn encrypted() -> Superblock {
@@ -326,9 +324,7 @@ mod tests {
 
     /// Gives edited content a checksum that is right.
     fn resealed(content: &str) -> Vec<u8> {
-        let covered = &content[..content.rfind(CHECKSUM_HEAD).unwrap()];
-        let checksum = hex(&Sha256::digest(covered.as_bytes()).into());
-        format!("{covered}{CHECKSUM_HEAD}{checksum}{CHECKSUM_TAIL}").into_bytes()
+        checksum::seal(content[..content.rfind(CHECKSUM_HEAD).unwrap()].into())
     }
 
     #[test]

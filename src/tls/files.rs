@@ -228,9 +228,12 @@ type RevocationLists = (Vec<CertificateRevocationListDer<'static>>, Option<Syste
 
 /// A file without a list is an error: to go on would mean to check nothing.
 fn revocation_lists(path: &Path) -> Result<RevocationLists, FilesError> {
+    lists_of(path, &read(path)?)
+}
+
+pub(super) fn lists_of(path: &Path, content: &[u8]) -> Result<RevocationLists, FilesError> {
     let refused = || FilesError::RevocationList { path: path.to_owned() };
-    let content = read(path)?;
-    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&content).collect();
+    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(content).collect();
     let lists = lists.map_err(|_| refused())?;
     if lists.is_empty() {
         return Err(FilesError::NoRevocationList { path: path.to_owned() });
@@ -245,7 +248,7 @@ fn revocation_lists(path: &Path) -> Result<RevocationLists, FilesError> {
 }
 
 /// When a certificate that is valid now no longer is.
-fn check_time(path: &Path, certificate: &[u8], now: SystemTime) -> Result<SystemTime, FilesError> {
+pub(super) fn check_time(path: &Path, certificate: &[u8], now: SystemTime) -> Result<SystemTime, FilesError> {
     let damaged = |_| FilesError::Damaged { path: path.to_owned() };
     let (_, certificate) = X509Certificate::from_der(certificate).map_err(damaged)?;
     let (begin, end) = (certificate.validity().not_before, certificate.validity().not_after);
@@ -258,7 +261,7 @@ fn check_time(path: &Path, certificate: &[u8], now: SystemTime) -> Result<System
     Ok(time(end.timestamp()))
 }
 
-fn check_purpose(path: &Path, certificate: &[u8]) -> Result<(), FilesError> {
+pub(super) fn check_purpose(path: &Path, certificate: &[u8]) -> Result<(), FilesError> {
     let damaged = || FilesError::Damaged { path: path.to_owned() };
     let (_, certificate) = X509Certificate::from_der(certificate).map_err(|_| damaged())?;
     match certificate.extended_key_usage().map_err(|_| damaged())? {

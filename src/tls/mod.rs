@@ -28,6 +28,7 @@ pub mod files;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub mod handshake;
+mod hostile;
 pub mod peer;
 mod provider;
 pub mod reloading;
@@ -37,5 +38,6 @@ pub use credential::{Credential, Standing};
 pub use error::{Reason, TlsError};
 pub use files::{FilesError, Identity, TlsPaths};
 pub use handshake::{Established, accept, connect, tune};
+pub use hostile::read_hostile;
 pub use peer::PeerNames;
 pub use reloading::Reloading;

@@ -5,12 +5,14 @@
 //! into running workers. The process outlives its front ends: when one leaves, in whatever way, what
 //! it had in flight is finished, the volume stays, and the next one is served.
 
+mod hostile;
 pub mod memory;
 pub mod rings;
 pub mod server;
 pub mod session;
 pub mod socket;
 
+pub use hostile::converse_hostile;
 use vhost::vhost_user::Error as VhostError;
 
 /// What a front end did wrong; it is told, and its connection may go on.

@@ -9,8 +9,9 @@ use std::thread;
 use rustix::process::Signal;
 use sealblk::replication::primary::status::{CopyState, Status};
 
-use crate::cluster::{Cluster, LONG, PEER_TIMEOUT_TIME, Plan, Writer, name, succeed};
-use crate::model::{BLOCK, Model};
+use crate::cluster::{Cluster, LONG, PEER_TIMEOUT_TIME, Plan, name, succeed};
+use crate::model::BLOCK;
+use crate::scene::{Scene, kill_writers, move_about, new_model};
 use crate::support::guest::Guest;
 use crate::support::search::Traces;
 use crate::workload::{Load, Manner};
@@ -20,39 +21,15 @@ const PLAN: Plan = Plan { diskless: 1, ..Plan::USUAL };
 /// The one without.
 const HOME: usize = 3;
 
-/// The writer on the node without a copy, and a guest at work.
-struct Scene {
-    cluster: Cluster,
-    writer: Writer,
-    load: Load,
+fn scene(manner: Manner) -> Scene {
+    Scene::new(&PLAN, HOME, manner)
 }
 
-impl Scene {
-    fn new(manner: Manner) -> Scene {
-        let mut cluster = Cluster::start(&PLAN);
-        let writer = cluster.serve(HOME, &[]);
-        cluster.await_in_sync(HOME);
-        let load = Load::start(&writer.socket, new_model(), manner);
-        load.await_progress(300);
-        Scene { cluster, writer, load }
-    }
-
-    /// All are in sync, the guest reads what it wrote, all copies are equal, and there is still none on its node.
-    fn end(self) {
-        let Scene { cluster, writer, load } = self;
-        cluster.await_in_sync(HOME);
-        load.await_progress(300);
-        load.finish();
-        cluster.await_in_sync(HOME);
-        writer.process.terminate();
-        cluster.assert_equal();
-        let stored: Vec<_> = fs::read_dir(cluster.path(&name(HOME))).unwrap().collect();
-        assert!(stored.is_empty(), "{stored:?}");
-    }
-}
-
-fn new_model() -> Model {
-    Model::new(PLAN.size_bytes as usize / BLOCK)
+/// There is still no copy on the guest's node.
+fn end(scene: Scene) {
+    let cluster = scene.end();
+    let stored: Vec<_> = fs::read_dir(cluster.path(&name(HOME))).unwrap().collect();
+    assert!(stored.is_empty(), "{stored:?}");
 }
 
 #[test]
@@ -61,7 +38,7 @@ fn members_change_and_copies_are_compared_where_there_is_none() {
     let mut cluster = Cluster::start(&Plan { spares: 1, ..PLAN });
     let writer = cluster.serve(home, &[]);
     cluster.await_in_sync(home);
-    let load = Load::start(&writer.socket, new_model(), Manner::usual(79));
+    let load = Load::start(&writer.socket, new_model(&PLAN), Manner::usual(79));
     load.await_progress(300);
     let said = cluster.volume(home, "move", &[&name(1), &cluster.member(spare)]).unwrap();
     assert!(said.contains("the copy of node node-b is on node node-d now"), "{said}");
@@ -82,7 +59,7 @@ fn members_change_and_copies_are_compared_where_there_is_none() {
 
 #[test]
 fn losing_the_copy_that_reads_come_from_costs_the_guest_no_error() {
-    let mut scene = Scene::new(Manner { seed: 70, depth: 4, reads: 80 });
+    let mut scene = scene(Manner { seed: 70, depth: 4, reads: 80 });
     // Whichever a read is under way to, it is lost in its turn.
     for member in 0..PLAN.nodes {
         let before = scene.cluster.status(HOME).view;
@@ -95,7 +72,7 @@ fn losing_the_copy_that_reads_come_from_costs_the_guest_no_error() {
         scene.cluster.await_in_sync(HOME);
         scene.load.await_progress(300);
     }
-    scene.end();
+    end(scene);
 }
 
 #[test]
@@ -128,7 +105,7 @@ fn a_read_does_not_wait_for_a_copy_that_has_stopped_while_another_can_answer() {
 
 #[test]
 fn reads_come_from_every_copy() {
-    let scene = Scene::new(Manner { seed: 71, depth: 4, reads: 100 });
+    let scene = scene(Manner { seed: 71, depth: 4, reads: 100 });
     let sent = |scene: &Scene| (0..PLAN.nodes).map(|node| scene.cluster.network.sent_bytes(node)).collect::<Vec<_>>();
     let before = sent(&scene);
     scene.load.await_progress(3000);
@@ -136,12 +113,12 @@ fn reads_come_from_every_copy() {
     for (node, (before, after)) in before.iter().zip(sent(&scene)).enumerate() {
         assert!(after - before > 3000, "{} has answered no reads: {} bytes", name(node), after - before);
     }
-    scene.end();
+    end(scene);
 }
 
 #[test]
 fn only_the_node_that_attaches_has_the_key() {
-    let mut scene = Scene::new(Manner::usual(72));
+    let mut scene = scene(Manner::usual(72));
     scene.load.await_progress(1000);
     let traces = Traces::of(&[&scene.cluster.key()]);
     let found = traces.in_process(scene.writer.process.pid());
@@ -151,53 +128,23 @@ fn only_the_node_that_attaches_has_the_key() {
         let found = traces.in_process(scene.cluster.replica(node).pid());
         assert!(found.is_empty(), "the key is in the replica of {}: {found:?}", name(node));
     }
-    scene.end();
+    end(scene);
 }
 
 #[test]
 fn a_volume_moves_to_a_node_with_a_copy_and_back() {
-    let mut cluster = Cluster::start(&PLAN);
-    let mut old = cluster.serve(HOME, &[]);
-    cluster.await_in_sync(HOME);
-    let mut load = Load::start(&old.socket, new_model(), Manner::usual(73));
-    for node in [1, HOME, 0, HOME] {
-        load.await_progress(500);
-        let new = cluster.serve(node, &[]);
-        let model = load.abandon();
-        let status = old.process.await_end(LONG);
-        assert!(!status.success(), "{}", old.process.said());
-        load = Load::start(&new.socket, model, Manner::usual(74 + node as u64));
-        cluster.await_in_sync(node);
-        old = new;
-    }
-    load.await_progress(500);
-    load.finish();
-    old.process.terminate();
-    cluster.assert_equal();
+    move_about(&PLAN, &[HOME, 1, HOME, 0, HOME], 73);
 }
 
 #[test]
 fn everything_acknowledged_outlives_a_writer_without_a_copy_that_is_killed() {
-    let mut cluster = Cluster::start(&PLAN);
-    let mut model = new_model();
-    for (turn, node) in [HOME, HOME, 1, HOME].into_iter().enumerate() {
-        let writer = cluster.serve(node, &[]);
-        let load = Load::start(&writer.socket, model, Manner::usual(80 + turn as u64));
-        load.await_progress(500);
-        writer.process.kill();
-        model = load.abandon();
-    }
-    let writer = cluster.serve(2, &[]);
-    Load::start(&writer.socket, model, Manner::usual(84)).finish();
-    cluster.await_in_sync(2);
-    writer.process.terminate();
-    cluster.assert_equal();
+    kill_writers(&PLAN, &[HOME, HOME, 1, HOME], 2, 80);
 }
 
 /// What was acknowledged and not flushed is sent again to the copies in their new lives.
 #[test]
 fn everything_acknowledged_outlives_all_copies_at_once() {
-    let mut scene = Scene::new(Manner::usual(75));
+    let mut scene = scene(Manner::usual(75));
     // Back before any of them is given up, and when all but the last have been.
     for absence in [PEER_TIMEOUT_TIME / 8, PEER_TIMEOUT_TIME * 2] {
         scene.load.await_progress(1000);
@@ -208,12 +155,13 @@ fn everything_acknowledged_outlives_all_copies_at_once() {
         scene.load.await_progress(1000);
         scene.cluster.await_in_sync(HOME);
     }
-    scene.end();
+    end(scene);
 }
 
 #[test]
 fn a_node_without_a_copy_says_how_the_volume_stands() {
-    let Scene { mut cluster, writer, load } = Scene::new(Manner::usual(76));
+    let mut scene = scene(Manner::usual(76));
+    let cluster = &mut scene.cluster;
     cluster.kill_replica(1);
     cluster.await_behind(HOME, 1, LONG);
     let status = cluster.status(HOME);
@@ -231,8 +179,8 @@ fn a_node_without_a_copy_says_how_the_volume_stands() {
     assert!(told.len() == 2 && told.iter().all(|told| told.writer == status.writer), "{told:#?}");
 
     cluster.start_replica(1);
-    let socket = writer.socket.clone();
-    Scene { cluster, writer, load }.end();
+    let socket = scene.writer.socket.clone();
+    end(scene);
     let left: Vec<_> = fs::read_dir(socket.parent().unwrap()).map(|files| files.collect()).unwrap_or_default();
     assert!(left.is_empty(), "{left:?}");
 }
@@ -244,7 +192,7 @@ fn a_volume_without_encryption_is_served_by_nodes_without_a_copy_that_it_names_a
     let mut cluster = Cluster::start(&plan);
     let mut old = cluster.serve(home, &[]);
     cluster.await_in_sync(home);
-    let mut load = Load::start(&old.socket, new_model(), Manner::usual(77));
+    let mut load = Load::start(&old.socket, new_model(&plan), Manner::usual(77));
     load.await_progress(300);
     // A copy that is away learns from the record that it has who may write it.
     cluster.kill_replica(1);
@@ -321,8 +269,7 @@ fn what_keeps_a_volume_from_being_attached_is_said_before_anything_is_claimed() 
     cluster.start_replica(2);
     let writer = cluster.begin_to_serve(HOME, &[]);
     (0..2).for_each(|node| cluster.start_replica(node));
-    let mut writer = writer;
-    writer.await_socket();
+    let writer = writer.serving();
     cluster.await_in_sync(HOME);
     writer.process.terminate();
 }

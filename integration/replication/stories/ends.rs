@@ -6,28 +6,16 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::cluster::{Cluster, LONG, Plan};
-use crate::model::{BLOCK, Model};
+use crate::model::BLOCK;
+use crate::scene::{kill_writers, move_about, new_model};
 use crate::support::guest::{Guest, Options};
 use crate::support::request::{Layout, Request};
 use crate::workload::{Load, Manner};
 
 #[test]
 fn everything_acknowledged_outlives_a_writer_that_is_killed() {
-    let mut cluster = Cluster::start(&Plan::USUAL);
-    let mut model = Model::new(Plan::USUAL.size_bytes as usize / BLOCK);
     // On the same node, then on another, and there again with its own replica gone.
-    for (turn, node) in [0, 0, 1, 2].into_iter().enumerate() {
-        let writer = cluster.serve(node, &[]);
-        let load = Load::start(&writer.socket, model, Manner::usual(10 + turn as u64));
-        load.await_progress(500);
-        writer.process.kill();
-        model = load.abandon();
-    }
-    let writer = cluster.serve(1, &[]);
-    Load::start(&writer.socket, model, Manner::usual(20)).finish();
-    cluster.await_in_sync(1);
-    writer.process.terminate();
-    cluster.assert_equal();
+    kill_writers(&Plan::USUAL, &[0, 0, 1, 2], 1, 10);
 }
 
 #[test]
@@ -36,7 +24,7 @@ fn everything_acknowledged_outlives_all_processes_at_once() {
     let mut cluster = Cluster::start(&plan);
     let writer = cluster.serve(0, &[]);
     cluster.await_in_sync(0);
-    let load = Load::start(&writer.socket, Model::new(plan.size_bytes as usize / BLOCK), Manner::usual(25));
+    let load = Load::start(&writer.socket, new_model(&plan), Manner::usual(25));
     load.await_progress(1000);
     (0..plan.nodes).for_each(|node| cluster.signal_replica(node, Signal::KILL));
     writer.process.signal(Signal::KILL);
@@ -55,25 +43,8 @@ fn everything_acknowledged_outlives_all_processes_at_once() {
 
 #[test]
 fn a_writer_moves_while_all_is_well() {
-    let mut cluster = Cluster::start(&Plan::USUAL);
-    let mut old = cluster.serve(0, &[]);
-    cluster.await_in_sync(0);
-    let mut load = Load::start(&old.socket, Model::new(Plan::USUAL.size_bytes as usize / BLOCK), Manner::usual(27));
     // There and back again.
-    for node in [1, 0] {
-        load.await_progress(500);
-        let new = cluster.serve(node, &[]);
-        let model = load.abandon();
-        let status = old.process.await_end(LONG);
-        assert!(!status.success(), "{}", old.process.said());
-        load = Load::start(&new.socket, model, Manner::usual(28 + node as u64));
-        cluster.await_in_sync(node);
-        old = new;
-    }
-    load.await_progress(500);
-    load.finish();
-    old.process.terminate();
-    cluster.assert_equal();
+    move_about(&Plan::USUAL, &[0, 1, 0], 27);
 }
 
 #[test]
@@ -94,20 +65,14 @@ fn a_writer_that_is_replaced_tells_its_guest_nothing_any_more() {
     successor.write(0, &[2; BLOCK]);
 
     // The old one still runs, and hears of nobody.
-    let taken: Vec<u16> = guest.rings.iter().map(|ring| ring.taken()).collect();
+    let answered = Answered::until_now(&guest);
     let write = Request::write(8 << 20, &[3; BLOCK]);
     let _write = guest.submit(0, &write, &Layout::usual(&write));
     guest.kick(0);
     let read = Request::read(0, BLOCK);
     let _read = guest.submit(1, &read, &Layout::usual(&read));
     guest.kick(1);
-    let until = Instant::now() + WATCHED;
-    while Instant::now() < until {
-        for (ring, taken) in guest.rings.iter().zip(&taken) {
-            assert_eq!(ring.used_index(&guest.memory), *taken, "a replaced writer has answered its guest");
-        }
-        std::thread::yield_now();
-    }
+    answered.assert_none_within(&guest, WATCHED);
 
     cluster.network.heal();
     let status = old.process.await_end(LONG);
@@ -115,9 +80,7 @@ fn a_writer_that_is_replaced_tells_its_guest_nothing_any_more() {
     assert_eq!(status.code(), Some(1), "{said}");
     let last = said.lines().rfind(|line| line.starts_with("sealblk: ")).unwrap_or_default();
     assert!(last.contains("another writer has taken the volume over: it runs on node node-b"), "{said}");
-    for (ring, taken) in guest.rings.iter().zip(&taken) {
-        assert_eq!(ring.used_index(&guest.memory), *taken, "a replaced writer has answered its guest");
-    }
+    answered.assert_none(&guest);
 
     cluster.await_in_sync(1);
     assert_eq!(successor.read(0, BLOCK), [2; BLOCK]);
@@ -144,7 +107,7 @@ fn a_writer_that_slept_through_its_replacement_serves_no_stale_read() {
     successor.write(0, &[2; BLOCK]);
 
     let lock = cluster.lock_view();
-    let taken: Vec<u16> = guest.rings.iter().map(|ring| ring.taken()).collect();
+    let answered = Answered::until_now(&guest);
     let read = Request::read(0, BLOCK);
     let _read = guest.submit(0, &read, &Layout::usual(&read));
     guest.kick(0);
@@ -152,13 +115,7 @@ fn a_writer_that_slept_through_its_replacement_serves_no_stale_read() {
     let _write = guest.submit(1, &write, &Layout::usual(&write));
     guest.kick(1);
     old.process.signal(Signal::CONT);
-    let until = Instant::now() + WATCHED;
-    while Instant::now() < until {
-        for (ring, taken) in guest.rings.iter().zip(&taken) {
-            assert_eq!(ring.used_index(&guest.memory), *taken, "a replaced writer has answered its guest");
-        }
-        std::thread::yield_now();
-    }
+    answered.assert_none_within(&guest, WATCHED);
     assert!(old.process.is_running(), "it does not know yet:\n{}", old.process.said());
 
     drop(lock);
@@ -170,6 +127,30 @@ fn a_writer_that_slept_through_its_replacement_serves_no_stale_read() {
     drop(successor);
     new.process.terminate();
     cluster.assert_equal();
+}
+
+/// What a guest has been answered on each of its rings.
+struct Answered(Vec<u16>);
+
+impl Answered {
+    fn until_now(guest: &Guest) -> Answered {
+        Answered(guest.rings.iter().map(|ring| ring.taken()).collect())
+    }
+
+    /// Checks that nothing has been answered since.
+    fn assert_none(&self, guest: &Guest) {
+        for (ring, taken) in guest.rings.iter().zip(&self.0) {
+            assert_eq!(ring.used_index(&guest.memory), *taken, "a replaced writer has answered its guest");
+        }
+    }
+
+    fn assert_none_within(&self, guest: &Guest, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.assert_none(guest);
+            std::thread::yield_now();
+        }
+    }
 }
 
 /// How long a replaced writer is watched.

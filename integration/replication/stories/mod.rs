@@ -13,3 +13,4 @@ mod members;
 mod readiness;
 mod resync;
 mod verify;
+mod watching;

@@ -116,7 +116,7 @@ pub fn run(args: &CreateArgs) -> Result<(), CliError> {
 }
 
 /// A member as it is written on the command line.
-pub(super) fn member(text: &str) -> Result<NewMember, String> {
+pub fn member(text: &str) -> Result<NewMember, String> {
     let no_member = || format!("not a member: write {MEMBER}");
     let (node, rest) = text.split_once('=').ok_or_else(no_member)?;
     let node = node.parse().map_err(|error| format!("{error}"))?;

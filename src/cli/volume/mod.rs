@@ -1,10 +1,10 @@
 //! `sealblk volume`: making, examining, filling and reading volumes.
 
-mod create;
+pub(super) mod create;
 mod image;
 mod members;
 pub(super) mod planned;
-mod status;
+pub(super) mod status;
 pub(super) mod verify;
 
 use std::path::PathBuf;

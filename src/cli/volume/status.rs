@@ -1,9 +1,8 @@
 //! `sealblk volume status`: how the copies of a replicated volume stand.
 
 use std::fmt::Write;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -11,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::cli::key_args::ClusterArgs;
 use crate::cli::view_args::{in_cluster, volume_name};
-use crate::cli::{CliError, output, size};
+use crate::cli::{CliError, one_line, output, signals, size};
 use crate::coordination::kubernetes::VolumeName;
 use crate::replication::copy::recorded_view;
 use crate::replication::primary::ask;
@@ -39,6 +38,7 @@ pub struct StatusArgs {
 }
 
 pub fn run(args: &StatusArgs) -> Result<(), CliError> {
+    let stop = args.watch.then(signals::stop).transpose().map_err(CliError::Signals)?;
     let mut pace = Pace::default();
     let bars = (args.watch && !args.json && std::io::stderr().is_terminal()).then(Bars::default);
     loop {
@@ -50,13 +50,17 @@ pub fn run(args: &StatusArgs) -> Result<(), CliError> {
         } else if let Some(bars) = &bars {
             bars.show(&status, &pace);
         } else {
-            output::print(&for_people(&status, source, &pace))?;
+            output::show(&for_people(&status, source, &pace))?;
         }
-        if !args.watch {
-            return Ok(());
+        match &stop {
+            Some(stop) if !signals::is_asked(stop, INTERVAL).map_err(CliError::Signals)? => {}
+            _ => break,
         }
-        thread::sleep(INTERVAL);
     }
+    if let Some(bars) = bars {
+        bars.leave();
+    }
+    Ok(())
 }
 
 /// Who says how it stands.
@@ -94,6 +98,13 @@ fn look(args: &StatusArgs) -> Result<(Status, Teller), CliError> {
     }
 }
 
+/// What people see of what the process says that serves a volume; none if that is no status.
+pub fn shown(line: &[u8], pace: &mut Pace, now: Instant) -> Option<String> {
+    let status: Status = serde_json::from_slice(line).ok()?;
+    pace.note(&status, now);
+    Some(for_people(&status, Teller::Writer, pace))
+}
+
 fn for_people(status: &Status, teller: Teller, pace: &Pace) -> String {
     let mut text = String::new();
     let writer = status.writer.as_deref().unwrap_or("none");
@@ -111,7 +122,7 @@ fn for_people(status: &Status, teller: Teller, pace: &Pace) -> String {
         let _ = writeln!(text, "zones         {spread}");
     }
     if status.unreconciled_regions > 0 {
-        let bytes = status.unreconciled_regions as u64 * status.region_bytes;
+        let bytes = (status.unreconciled_regions as u64).saturating_mul(status.region_bytes);
         let _ = writeln!(text, "to compare    {} at most, after the last writer's end", size::rounded(bytes));
     }
     if teller == Teller::Copy {
@@ -161,7 +172,7 @@ fn state_name(state: CopyState) -> &'static str {
 
 /// How fast members get what they lack, from one look to the next.
 #[derive(Default)]
-pub(super) struct Pace {
+pub struct Pace {
     members: Vec<Progress>,
 }
 
@@ -201,7 +212,8 @@ impl Pace {
             return None;
         }
         let rate = done as f64 / seconds;
-        Some((rate as u64, Duration::from_secs_f64(progress.bytes as f64 / rate)))
+        let left = Duration::try_from_secs_f64(progress.bytes as f64 / rate).unwrap_or(Duration::MAX);
+        Some((rate as u64, left))
     }
 
     fn first_bytes(&self, node: &str) -> u64 {
@@ -230,19 +242,26 @@ impl Bars {
             let rate = pace.of(&member.node).map_or(String::new(), |(rate, left)| {
                 format!(", {}/s, {} s left", size::rounded(rate), left.as_secs())
             });
-            bar.set_message(format!("{} {}{rate}", member.node, state_name(member.state)));
+            bar.set_message(one_line(&format!("{} {}{rate}", member.node, state_name(member.state))));
         }
+    }
+
+    /// Lets them stand as they are, with what comes next below them.
+    fn leave(self) {
+        self.of.borrow().iter().for_each(ProgressBar::abandon);
+        let _ = writeln!(std::io::stderr());
     }
 }
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::replication::view::FailureMode;
 
-    fn status(behind_bytes: u64) -> Status {
+    /// One copy in sync, and one that is sent what it lacks.
+    pub fn status(behind_bytes: u64) -> Status {
         let member = |node: &str, state, behind_bytes| MemberStatus {
             node: node.to_owned(),
             address: "10.0.0.1:7420".to_owned(),
@@ -299,6 +318,17 @@ mod tests {
         let text = for_people(&status, Teller::Writer, &Pace::default());
         assert!(text.contains("in sync, zone eu-1a\n"), "{text}");
         assert!(text.contains("zones         every copy in sync is in the same\n"), "{text}");
+    }
+
+    #[test]
+    fn figures_that_cannot_be_are_shown_all_the_same() {
+        let (mut pace, began) = (Pace::default(), Instant::now());
+        for (behind, second) in [(u64::MAX, 0), (u64::MAX - 1, 4000)] {
+            pace.note(&status(behind), began + Duration::from_secs(second));
+        }
+        assert_eq!(pace.of("node-b").unwrap().1, Duration::MAX);
+        let impossible = Status { unreconciled_regions: usize::MAX, region_bytes: u64::MAX, ..status(u64::MAX) };
+        assert!(for_people(&impossible, Teller::Writer, &pace).contains("to compare    16777216.0 TiB at most"));
     }
 
     #[test]

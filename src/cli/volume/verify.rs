@@ -53,7 +53,7 @@ pub fn run(args: &VerifyArgs) -> Result<(), CliError> {
                 bar.set_position(*position);
             }
             VerifyLine::Found(found) if !args.json => {
-                bar.suspend(|| failed = output::print(&(sentence(found) + "\n")));
+                bar.suspend(|| failed = output::show(&(sentence(found) + "\n")));
             }
             _ => {}
         }
@@ -84,11 +84,20 @@ pub fn run(args: &VerifyArgs) -> Result<(), CliError> {
 
 fn conclude(args: &VerifyArgs, outcome: &VerifyOutcome) -> Result<(), CliError> {
     if !args.json {
-        output::print(&for_people(outcome))?;
+        output::show(&for_people(outcome))?;
     }
     match outcome.is_equal() {
         true => Ok(()),
         false => Err(CliError::NotEqual { place: args.place.clone(), what: what_is_left(outcome) }),
+    }
+}
+
+/// What people see of a line of what the process says that compares a volume; none if it is not one of those.
+pub fn shown(line: &[u8]) -> Option<String> {
+    match serde_json::from_slice(line).ok()? {
+        VerifyLine::Outcome(outcome) => Some(for_people(&outcome) + &what_is_left(&outcome)),
+        VerifyLine::Found(found) => Some(sentence(&found)),
+        VerifyLine::Progress { .. } | VerifyLine::Refused(_) => None,
     }
 }
 

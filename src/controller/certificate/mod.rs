@@ -25,6 +25,7 @@ use rustls::sign::CertifiedKey;
 
 pub use error::CertificateError;
 pub use identity::{Identity, IdentityError};
+pub(super) use stored::read_hostile;
 
 /// Where the server takes its certificate from, at every handshake.
 #[derive(Default)]

@@ -146,6 +146,19 @@ impl Requirements {
     }
 }
 
+/// Reads `answer` as the Secret, and takes every step with it. Whether there is a certificate to show.
+pub fn read_hostile(answer: &[u8], now: SystemTime) -> bool {
+    let Some(stored) = Stored::parse(answer, now) else { return false };
+    for life in [Duration::from_secs(10), Duration::from_secs(397 * 24 * 3600)] {
+        let required = Requirements { names: vec!["sealblk.vms.svc".to_owned()], life };
+        for trusted_for in [None, Some(Duration::MAX)] {
+            stored.patch(stored.step(&required, trusted_for, now), None);
+        }
+    }
+    let bundle = stored.bundle();
+    stored.current().is_some_and(|current| current.end() > now && !bundle.is_empty())
+}
+
 /// The data of a Secret that is to hold this.
 pub fn fields(prefix: &str, issued: &Issued) -> [(String, Value); 3] {
     let content = [(CERTIFICATE, &issued.certificate), (KEY, &*issued.key), (AUTHORITY, &issued.authority)];

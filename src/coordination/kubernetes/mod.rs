@@ -21,6 +21,7 @@
 //! that never goes down.
 
 mod events;
+mod hostile;
 mod name;
 mod object;
 mod spec;
@@ -33,6 +34,9 @@ use k8s_openapi::jiff::Timestamp;
 use uuid::Uuid;
 
 use events::Events;
+pub(super) use hostile::read_hostile;
+#[cfg(test)]
+pub(super) use hostile::seeds;
 pub use name::{VolumeName, VolumeNameError};
 pub use object::AccessError;
 use object::{Conversation, Object};

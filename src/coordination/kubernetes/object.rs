@@ -93,12 +93,7 @@ impl<'a> Conversation<'a> {
     }
 
     fn parse(&self, answer: &[u8]) -> Result<Object, AccessError> {
-        let object = serde_json::from_slice::<Answer>(answer).ok().filter(|answer| answer.kind == "Volume");
-        let Some(Answer { metadata, spec, status, .. }) = object else {
-            return Err(AccessError::NotTheObject { server: self.server.clone() });
-        };
-        let Metadata { uid, resource_version, generation } = metadata;
-        Ok(Object { uid, resource_version, generation, spec, status })
+        Object::parse(answer).ok_or_else(|| AccessError::NotTheObject { server: self.server.clone() })
     }
 
     fn failed(&self, source: RequestError) -> AccessError {
@@ -107,6 +102,13 @@ impl<'a> Conversation<'a> {
 }
 
 impl Object {
+    /// Reads what an API server answers; none if that is no `Volume`.
+    pub fn parse(answer: &[u8]) -> Option<Object> {
+        let answer = serde_json::from_slice::<Answer>(answer).ok().filter(|answer| answer.kind == "Volume")?;
+        let Answer { metadata: Metadata { uid, resource_version, generation }, spec, status, .. } = answer;
+        Some(Object { uid, resource_version, generation, spec, status })
+    }
+
     /// Its spec, or what is wrong with it.
     pub fn spec(&self) -> Result<Spec, String> {
         Spec::deserialize(&self.spec).map_err(|error| format!("spec: {error}"))

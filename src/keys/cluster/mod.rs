@@ -29,6 +29,7 @@ use crate::kubernetes::Access;
 
 pub use error::{Claim, ClusterError};
 pub use session::Session;
+pub(super) use session::secret_of_answer;
 
 /// Which cluster keys are read from, and how long to try.
 #[derive(Clone, Debug)]

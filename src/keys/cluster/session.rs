@@ -75,11 +75,8 @@ impl Session {
             }
             answer => answer?,
         };
-        let annotations = match serde_json::from_slice::<Object>(&answer) {
-            Ok(object) if object.kind == "PersistentVolumeClaim" => object.metadata.annotations,
-            _ => return Err(ClusterError::NotTheObject { server: self.server.clone(), object }.into()),
-        };
-        let secret = annotated_secret(claim, &annotations)?;
+        let not_it = || ClusterError::NotTheObject { server: self.server.clone(), object: object.clone() };
+        let secret = secret_of_answer(claim, &answer).ok_or_else(not_it)??;
         log::debug!("{object} names Secret {namespace}/{secret}");
         Ok((namespace.clone(), secret))
     }
@@ -175,6 +172,12 @@ impl Session {
             }
         })
     }
+}
+
+/// The Secret of a claim as the API server gives it. None if it is anything else.
+pub fn secret_of_answer(claim: Claim, answer: &[u8]) -> Option<Result<ObjectName, ClusterError>> {
+    let object: Object = serde_json::from_slice(answer).ok()?;
+    (object.kind == "PersistentVolumeClaim").then(|| annotated_secret(claim, &object.metadata.annotations))
 }
 
 /// The Secret that a claim names, which is always one of its own namespace.

@@ -78,7 +78,8 @@ fn send(place: &Path, request: &OwnerRequest, timeout: Duration) -> io::Result<O
     Ok(Some(stream))
 }
 
-fn read_line<T: DeserializeOwned>(reader: &mut impl BufRead) -> io::Result<T> {
+/// The next line of an answer.
+pub(super) fn read_line<T: DeserializeOwned>(reader: &mut impl BufRead) -> io::Result<T> {
     let mut line = String::new();
     reader.take(LINE_BYTES_MAX).read_line(&mut line)?;
     if line.is_empty() {

@@ -180,7 +180,7 @@ fn answer_verify(stream: &UnixStream, shared: &Arc<Shared>, request: &VerifyRequ
 }
 
 /// What is asked, or what is wrong with it. Who says nothing asks how the volume stands.
-fn read_request(stream: &UnixStream) -> io::Result<Result<OwnerRequest, Refused>> {
+pub(super) fn read_request(stream: impl Read) -> io::Result<Result<OwnerRequest, Refused>> {
     let mut line = Vec::new();
     let read = BufReader::new(stream.take(REQUEST_BYTES_MAX)).read_until(b'\n', &mut line);
     let is_silent = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);

@@ -53,8 +53,8 @@ pub(super) fn run(shared: &Arc<Shared>, dir: Option<PathBuf>, plan: &ScrubPlan) 
 
 fn scrub_once<'a>(shared: &Arc<Shared>, dir: &impl Fn() -> Option<&'a Path>, plan: &ScrubPlan, record: &mut Record) {
     let repair = if plan.repair { Repair::Majority } else { Repair::None };
-    let piece = shared.look(|state| state.writer.piece_bytes());
-    let from = record.position / piece * piece;
+    let (piece, size) = shared.look(|state| (state.writer.piece_bytes(), state.writer.regions().size_bytes()));
+    let from = beginning(record.position, piece, size);
     let mut kept = Instant::now();
     if from == 0 {
         log::info!("the copies are being compared, as every {} s", plan.every.as_secs());
@@ -77,6 +77,12 @@ fn scrub_once<'a>(shared: &Arc<Shared>, dir: &impl Fn() -> Option<&'a Path>, pla
         Err(NoRound::Busy | NoRound::NotServed | NoRound::NotInSync) => return pause(shared),
     }
     keep(dir(), record);
+}
+
+/// Where to go on that was at `position`: at a whole piece, and at the beginning where the volume has ended by then.
+fn beginning(position: u64, piece: u64, size: u64) -> u64 {
+    let from = position / piece * piece;
+    if from < size { from } else { 0 }
 }
 
 fn tell(outcome: &VerifyOutcome, from: u64) {
@@ -125,6 +131,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_comparison_goes_on_at_a_whole_piece_of_the_volume() {
+        let from = |position| beginning(position, 4096, 10_000);
+        assert_eq!([0, 4095, 4096, 9999].map(from), [0, 0, 4096, 8192]);
+        assert_eq!([10_000, 12_288, u64::MAX].map(from), [8192, 0, 0]);
+    }
 
     #[test]
     fn what_is_kept_is_found_again_and_nonsense_is_not() {

@@ -41,15 +41,15 @@ pub use version::ProtocolVersion;
 pub use view::VIEW_BYTES_MAX;
 
 /// Reads `bytes` as a header and the body after it, which for payload is what the header says of it: the
-/// entry of the fuzz target in `fuzz/`.
+/// entry of the fuzz target `replication`. Whether they are a frame.
 ///
 /// # Panics
 ///
 /// When a frame is taken for one that, sent again, would be another; or when more than one of the
 /// decoders takes it.
-pub fn decode_hostile(bytes: &[u8]) {
-    let Some((head, body)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return };
-    let Ok(header) = Header::parse(head) else { return };
+pub fn decode_hostile(bytes: &[u8]) -> bool {
+    let Some((head, body)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return false };
+    let Ok(header) = Header::parse(head) else { return false };
     let mut again = Vec::new();
     let mut takers = 0;
     let mut encoded = |result: Result<(), WireError>| {
@@ -72,6 +72,7 @@ pub fn decode_hostile(bytes: &[u8]) {
     // A view may be written in several ways; an opening offers the versions of whoever sends it.
     let free = matches!(header.kind(), Kind::Accept | Kind::Create | Kind::Hello | Kind::Describe);
     assert!(takers == 0 || free || again == bytes, "{:?} changes when it is sent again", header.kind());
+    takers == 1
 }
 
 #[cfg(test)]

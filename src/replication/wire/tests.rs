@@ -5,6 +5,7 @@ mod frames;
 use proptest::prelude::*;
 
 use super::*;
+use crate::corpus;
 use crate::replication::message::Request;
 use crate::replication::view::ViewNumber;
 use frames::{any_frame, bytes, pinned, pinned_view, request};
@@ -56,8 +57,7 @@ fn every_frame_has_its_bytes() {
         let bytes = bytes(&hex);
         assert_eq!(frame.encode().unwrap(), bytes, "{name} encoded");
         assert_eq!(Frame::decode(&bytes).unwrap(), frame, "{name} decoded");
-        let seed = std::fs::read(format!("{CORPUS}/{name}.bin")).unwrap();
-        assert_eq!(seed, bytes, "{name} in the fuzzing corpus");
+        corpus::assert_seed("replication", name, &bytes);
         kinds.push(bytes[0]);
     }
     let known: Vec<u8> = (0..=u8::MAX).filter(|byte| Kind::try_from(*byte).is_ok()).collect();
@@ -298,15 +298,7 @@ fn a_description_has_bounds_and_a_version_that_was_offered() {
 
 #[test]
 fn the_fuzzing_corpus_passes() {
-    let mut seeds = 0;
-    for entry in std::fs::read_dir(CORPUS).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "bin") {
-            decode_hostile(&std::fs::read(path).unwrap());
-            seeds += 1;
-        }
-    }
-    assert!(seeds >= 21, "{seeds} seeds in {CORPUS}");
+    assert!(corpus::taken("replication", decode_hostile) >= 23);
 }
 
 proptest! {
@@ -344,5 +336,3 @@ fn check_accepted(bytes: &[u8]) -> Option<Frame> {
     assert_eq!(Frame::decode(&again).unwrap(), frame);
     Some(frame)
 }
-
-const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/replication");

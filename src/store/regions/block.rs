@@ -68,13 +68,15 @@ impl Header {
         if format != FORMAT {
             return Err(format);
         }
-        Ok(Some(Header {
+        let header = Header {
             generation: u64::from_le_bytes(fields.take()),
             volume: Uuid::from_bytes(fields.take()),
             region_bytes: u64::from_le_bytes(fields.take()),
             count: u32::from_le_bytes(fields.take()),
             accepted: u64::from_le_bytes(fields.take()),
-        }))
+        };
+        // No row could be of another view, and none is ever accepted.
+        Ok((header.accepted <= VIEW_MAX).then_some(header))
     }
 }
 
@@ -116,7 +118,8 @@ impl Fields<'_> {
     }
 }
 
-fn seal(block: &mut Block, place: u64) {
+/// Gives a block the checksum that makes it the one at a place.
+pub fn seal(block: &mut Block, place: u64) {
     let checksum = checksum(block, place);
     block[COVERED_BYTES..].copy_from_slice(&checksum);
 }
@@ -132,6 +135,8 @@ fn checksum(block: &Block, place: u64) -> [u8; CHECKSUM_BYTES] {
     checksum
 }
 
+/// The highest view: a row has 63 bits for it.
+pub const VIEW_MAX: u64 = u64::MAX >> 1;
 const MAGIC: &[u8; 8] = b"sealblkR";
 const ROW_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 8;
@@ -186,6 +191,14 @@ mod tests {
         }
         assert_eq!(Header::from_block(&good_header, 1), Ok(None));
         assert_eq!(rows_from_block(&good_rows, 6), None);
+    }
+
+    #[test]
+    fn a_header_whose_view_no_row_could_be_of_is_none() {
+        for (accepted, is_one) in [(VIEW_MAX, true), (VIEW_MAX + 1, false), (u64::MAX, false)] {
+            let block = Header { accepted, ..header() }.to_block(0);
+            assert_eq!(Header::from_block(&block, 0).unwrap().is_some(), is_one, "{accepted}");
+        }
     }
 
     #[test]

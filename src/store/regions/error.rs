@@ -23,7 +23,7 @@ pub enum RegionTableError {
         /// The file.
         path: PathBuf,
     },
-    /// Neither header is as it was written.
+    /// Neither header is as it was written, or one that nothing can follow.
     #[error("{} is damaged in both headers: make this copy again from another one", .path.display())]
     Damaged {
         /// The file.

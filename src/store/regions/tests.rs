@@ -247,6 +247,24 @@ fn no_damaged_header_takes_the_accepted_view_back() {
 }
 
 #[test]
+fn after_a_generation_that_none_can_follow_nothing_changes() {
+    let mut disk = Disk::created();
+    let (blocks, _) = disk.seen.as_chunks_mut::<BLOCK_BYTES>();
+    let header = Header { generation: u64::MAX, accepted: 4, ..first_header(VOLUME, REGION_BYTES, COUNT).unwrap() };
+    for place in HEADER_PLACES {
+        blocks[place as usize] = header.to_block(place);
+    }
+    let (disk, table) = disk.load();
+    let mut table = table.unwrap();
+    let before = Content::of(&table);
+    let error = table.set_accepted(5, &[(0, 11)]).unwrap_err();
+    assert!(matches!(error, RegionTableError::Damaged { .. }), "{error}");
+    assert_eq!(Content::of(&table), before);
+    let left = disk.lock().unwrap().clone();
+    assert_eq!(Content::of(&left.load().1.unwrap()), before);
+}
+
+#[test]
 fn damaged_rows_count_as_written_in_the_accepted_view() {
     let (disk, table) = Disk::created().load();
     let rows: Vec<_> = (0..COUNT).map(|region| (region, 2)).collect();

@@ -8,7 +8,7 @@
 //! is that they hold what was written to them at some time. That copies are equal there as well shows that
 //! overlapping writes reach all of them in one order.
 
-use super::support::pattern::next;
+use super::pattern::next;
 
 /// What each block must hold.
 #[derive(Debug)]

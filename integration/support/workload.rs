@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
+use super::guest::{Guest, Options, bit};
 use super::model::{BLOCK, CONTESTED, Model, content};
-use super::support::guest::{Guest, Options, bit};
-use super::support::pattern::next;
-use super::support::request::{FLUSH, HEADER, IN, OK, OUT, Request, UNTOUCHED, WRITE_ZEROES, segments};
-use super::support::ring::Descriptor;
+use super::pattern::next;
+use super::request::{FLUSH, HEADER, IN, OK, OUT, Request, UNTOUCHED, WRITE_ZEROES, segments};
+use super::ring::Descriptor;
 
 /// How a guest works.
 #[derive(Clone, Copy, Debug)]

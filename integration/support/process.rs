@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::support::PATIENCE;
+use super::PATIENCE;
 
 /// A running one; killed on drop, and quoted when the test has failed.
 pub struct Process {
