@@ -122,16 +122,9 @@ pub struct Replica {
     flushed: u64,
     persisting: Option<Batch>,
     next: Batch,
-    failed: Option<Failure>,
+    /// Why nothing is done any more.
+    failed: Option<i32>,
     actions: Vec<Action>,
-}
-
-/// Why nothing is done any more.
-#[derive(Clone, Copy)]
-struct Failure {
-    errno: i32,
-    /// A request was answered with it.
-    told: bool,
 }
 
 /// A writer's session.
@@ -223,11 +216,6 @@ impl Replica {
         self.failed.is_some()
     }
 
-    /// Whether the copy has failed and the writer been told: nothing more is to be heard of it.
-    pub fn is_over(&self) -> bool {
-        self.failed.is_some_and(|failure| failure.told)
-    }
-
     /// The rows of the region table, as they are durable.
     pub fn rows(&self) -> &[Row] {
         &self.rows
@@ -306,7 +294,7 @@ impl Replica {
         if is_answered {
             // The writer counts on it.
             if let Err(errno) = result {
-                self.fail(Failure { errno, told: false });
+                self.fail(errno);
             }
         } else {
             let reply = self.reply_to(&request, operation, result);
@@ -340,7 +328,7 @@ impl Replica {
             (Ok(_), _) => Reply::Done,
             (Err(errno), request) => {
                 if *request == Request::Flush || is_durable(request) && errno == EIO {
-                    self.fail(TOLD);
+                    self.fail(EIO);
                 }
                 Reply::Failed(errno)
             }
@@ -351,7 +339,7 @@ impl Replica {
     pub fn persisted(&mut self, durable: bool) {
         let Some(batch) = self.persisting.take() else { return };
         if !durable {
-            self.fail(TOLD);
+            self.fail(EIO);
             self.abandon(batch);
             return;
         }
@@ -444,9 +432,8 @@ impl Replica {
         if entry.unanswered.contains(&id) {
             return Err(Answer::Refuse(Refusal::Protocol("an id is in use twice")));
         }
-        if let Some(failure) = &mut self.failed {
-            failure.told = true;
-            return Err(Answer::Reply(Reply::Failed(failure.errno)));
+        if let Some(errno) = self.failed {
+            return Err(Answer::Reply(Reply::Failed(errno)));
         }
         if view < self.accepted {
             return Err(Answer::Reply(Reply::Superseded(self.accepted)));
@@ -611,8 +598,8 @@ impl Replica {
         }
     }
 
-    fn fail(&mut self, failure: Failure) {
-        self.failed.get_or_insert(failure);
+    fn fail(&mut self, errno: i32) {
+        self.failed.get_or_insert(errno);
         let mut next = std::mem::take(&mut self.next);
         let held = self.behind.release_all().into_iter();
         next.waiters.extend(held.map(|Held { connection, id, request, .. }| Waiter::Apply { connection, id, request }));
@@ -629,11 +616,8 @@ impl Replica {
                 Waiter::Reply { connection, id } => (connection, id),
             };
             if self.is_live(connection) {
-                let errno = self.failed.as_mut().map_or(EIO, |failure| {
-                    failure.told = true;
-                    failure.errno
-                });
-                self.actions.push(Action::Reply { connection, id, reply: Reply::Failed(errno) });
+                let reply = Reply::Failed(self.failed.unwrap_or(EIO));
+                self.actions.push(Action::Reply { connection, id, reply });
             }
         }
     }
@@ -690,8 +674,6 @@ fn intents(rows: &[Row]) -> impl Iterator<Item = RegionIndex> {
 }
 
 const EIO: i32 = 5;
-/// Of a request that is answered with it.
-const TOLD: Failure = Failure { errno: EIO, told: true };
 
 #[cfg(test)]
 mod tests;

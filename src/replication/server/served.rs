@@ -76,7 +76,7 @@ impl Served {
     /// `own`, and any [`Action::Persist`].
     pub fn with_replica(&self, own: ConnectionId, call: impl FnOnce(&mut Replica)) -> Vec<Action> {
         let mut replica = self.copy.replica();
-        let was_over = replica.is_over();
+        let had_failed = replica.has_failed();
         call(&mut replica);
         let (mine, others): (Vec<_>, Vec<_>) =
             replica.take_actions().into_iter().partition(|action| addressee(action).is_none_or(|id| id == own));
@@ -91,9 +91,10 @@ impl Served {
                 }
             }
         }
-        if replica.is_over() && !was_over {
-            log::error!("{}: the copy has failed; its connections are closed", self.copy.dir().display());
-            self.close();
+        if replica.has_failed() && !had_failed {
+            // Its connections are left to the writer: one that is closed here may end the session before another
+            // has brought the reason.
+            log::error!("{}: the copy has failed, and is opened again for its writer", self.copy.dir().display());
         }
         mine
     }
