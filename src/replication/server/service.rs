@@ -190,6 +190,8 @@ impl Service {
             if !self.closing {
                 busy |= self.take_requests(served)?;
             }
+            // What is answered before it is done need not wait until the disk is asked.
+            self.connection.send()?;
             busy |= self.settle(served)?;
             if let Some(refusal) = self.refused.take() {
                 return Err(End::Refused(refusal.into()));
