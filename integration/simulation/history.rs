@@ -8,7 +8,7 @@
 //! With each guest an **era** ends. What the next one begins with must be the last acknowledged value, or one
 //! that was not; if copies have lost power meanwhile, the last flushed value or a newer one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::disk::Value;
 
@@ -22,9 +22,9 @@ pub struct History {
 struct Sector {
     era_began: u64,
     /// What the era may have begun with; settled by the first read of a value from before.
-    candidates: Vec<Value>,
+    candidates: BTreeSet<Value>,
     /// What it may have if the caches are lost before a flush.
-    fallback: Vec<Value>,
+    fallback: BTreeSet<Value>,
     clusters: BTreeMap<Value, Cluster>,
 }
 
@@ -42,7 +42,7 @@ impl History {
     pub fn new(sectors: usize) -> Self {
         Self {
             sectors: (0..sectors)
-                .map(|_| Sector { candidates: vec![0], fallback: vec![0], ..Sector::default() })
+                .map(|_| Sector { candidates: BTreeSet::from([0]), fallback: BTreeSet::from([0]), ..Sector::default() })
                 .collect(),
         }
     }
@@ -69,7 +69,7 @@ impl History {
                     entry.candidates
                 ));
             }
-            entry.candidates = vec![value];
+            entry.candidates = BTreeSet::from([value]);
             let start = entry.era_began;
             let cluster = Cluster { write: (start, Some(start)), first_end: start, last_begin: start, was_read: true };
             entry.clusters.insert(value, cluster);
@@ -142,11 +142,11 @@ impl Sector {
     }
 
     /// What the sector may have: not what was overwritten by a write that lasts.
-    fn possible(&self, lasts: &dyn Fn(u64, u64) -> bool) -> Vec<Value> {
+    fn possible(&self, lasts: &dyn Fn(u64, u64) -> bool) -> BTreeSet<Value> {
         let covered = |cluster: &Cluster| cluster.write.1.is_some_and(|ended| self.is_covered(ended, lasts));
         let written = self.clusters.iter().filter(|(_, cluster)| !covered(cluster)).map(|(&value, _)| value);
-        let before: &[Value] = if self.is_covered(self.era_began, lasts) { &[] } else { &self.candidates };
-        written.chain(before.iter().copied()).collect()
+        let before = (!self.is_covered(self.era_began, lasts)).then_some(&self.candidates);
+        written.chain(before.into_iter().flatten().copied()).collect()
     }
 
     /// Whether a write that lasts has begun after one had ended.
