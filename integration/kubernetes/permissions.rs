@@ -64,6 +64,33 @@ fn the_controller_can_neither_list_nor_delete_secrets_nor_give_itself_more() {
     account.creation_is_forbidden(&binding.replace(&format!(",\"namespace\":\"{namespace}\""), ""));
 }
 
+#[test]
+fn the_controller_can_be_kept_to_some_namespaces() {
+    let cluster = Cluster::start(&[]);
+    let controller = Controller::start(&cluster, &[]);
+    let (inside, outside) = (controller.namespace("inside"), controller.namespace("outside"));
+    cluster.apply(
+        &json!({
+            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": { "name": "plain" },
+            "provisioner": "example.com/none",
+        })
+        .to_string(),
+    );
+    cluster.kubectl(&["delete", "clusterrolebinding", KEYS]);
+    let account = format!("--serviceaccount={SYSTEM}:{CONTROLLER_ACCOUNT}");
+    cluster.kubectl(&["-n", &inside, "create", "rolebinding", "keys", "--clusterrole", KEYS, &account]);
+    let account = Account { cluster: &cluster, kubeconfig: controller.kubeconfig.clone() };
+    account.is_allowed(&["-n", &inside, "auth", "can-i", "create", "secrets"]);
+    account.is_no_longer_allowed(&["-n", &outside, "auth", "can-i", "create", "secrets"]);
+
+    assert_success(&controller.try_claim(&inside, "sealed", &encrypted(), Some("")));
+    let refused = controller.try_claim(&outside, "sealed", &encrypted(), Some(""));
+    let reason = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && reason.contains("forbidden"), "{reason}");
+    // Which class a claim is of it still sees everywhere.
+    assert_success(&controller.try_claim(&outside, "plain", &json!({}), Some("plain")));
+}
+
 /// The claim's key, and nothing else, in the namespace or anywhere.
 #[test]
 fn a_node_can_get_the_keys_of_volumes_and_nothing_else() {
@@ -152,6 +179,10 @@ impl Account<'_> {
         }
     }
 
+    fn is_no_longer_allowed(&self, arguments: &[&str]) {
+        crate::support::wait_until("the authorizer's word", || !self.run(&self.kubeconfig, arguments).status.success());
+    }
+
     fn is_forbidden(&self, arguments: &[&str]) {
         assert_forbidden(arguments, &self.run(&self.kubeconfig, arguments));
     }
@@ -174,3 +205,5 @@ fn assert_forbidden(what: &[&str], output: &Output) {
 }
 
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
+/// The ClusterRole of what the controller may do with keys.
+const KEYS: &str = "sealblk-controller-keys";

@@ -50,6 +50,8 @@ fn what_must_not_change_is_refused_and_said() {
         (json!({ "spec": { "failureMode": "hard" } }), "a volume keeps its failure mode"),
         (json!({ "spec": { "failureMode": null } }), "a volume keeps its failure mode"),
         (json!({ "spec": { "leaseMilliseconds": 1 } }), "a volume keeps its lease"),
+        (json!({ "spec": { "writers": ["node-b"] } }), "a volume keeps its writers"),
+        (json!({ "spec": { "writers": null } }), "a volume keeps its writers"),
         (
             json!({ "spec": { "members": [{ "node": "node-a", "address": "10.0.0.1:7420" }] } }),
             "the members are changed by sealblk volume add-member, remove-member and move, with --volume",
@@ -61,6 +63,9 @@ fn what_must_not_change_is_refused_and_said() {
     ] {
         assert_eq!(refusals(&schema, Some(&volume), &changed(&volume, &change)), [message], "{change}");
     }
+    let without = changed(&volume, &json!({ "spec": { "writers": null } }));
+    assert_eq!(refusals(&schema, Some(&without), &volume), ["a volume keeps its writers"], "none before");
+    assert_eq!(refusals(&schema, Some(&without), &without), [""; 0], "none at all");
 }
 
 /// A volume that has been served. The failure mode is none that is the default.
@@ -72,6 +77,7 @@ fn volume() -> Value {
         "apiVersion": "sealblk.io/v1alpha1", "kind": "Volume", "metadata": { "namespace": "vms", "name": "disk-0" },
         "spec": {
             "size": "10Gi", "key": { "secretName": "disk-0-key" }, "failureMode": "alwayson", "members": members,
+            "writers": ["node-w"],
         },
         "status": {
             "inSync": "2/2",
