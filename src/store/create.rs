@@ -63,8 +63,8 @@ pub fn create(dir: &Path, superblock: &Superblock, device: Option<&Path>) -> Res
     Ok(Held { folder, data })
 }
 
-/// Writes the superblock beside the one in force, and makes its content durable.
-pub fn write_new_superblock(dir: &Path, superblock: &Superblock) -> Result<(), StoreError> {
+/// Writes the superblock beside its place, and makes its content durable.
+fn write_new_superblock(dir: &Path, superblock: &Superblock) -> Result<(), StoreError> {
     let path = dir.join(NEW_SUPERBLOCK_FILE);
     let write = || {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
@@ -74,8 +74,8 @@ pub fn write_new_superblock(dir: &Path, superblock: &Superblock) -> Result<(), S
     write().map_err(StoreError::io(&path, "write"))
 }
 
-/// Puts the new superblock in force, and makes that durable.
-pub fn install_new_superblock(dir: &Path, folder: &File) -> Result<(), StoreError> {
+/// Puts the new superblock in its place, and makes that durable.
+fn install_new_superblock(dir: &Path, folder: &File) -> Result<(), StoreError> {
     let path = dir.join(SUPERBLOCK_FILE);
     std::fs::rename(dir.join(NEW_SUPERBLOCK_FILE), &path).map_err(StoreError::io(&path, "replace"))?;
     sync(folder, dir)

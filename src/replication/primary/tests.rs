@@ -21,7 +21,7 @@ use crate::replication::server::{self, Server, ServerError};
 use crate::replication::transport;
 use crate::replication::view::{FailureMode, Member, View, ViewNumber};
 use crate::replication::writer::{BelowMin, Repair, ResyncRate, RoundPlan};
-use crate::store::{SectorSize, Store, Superblock};
+use crate::store::{SectorSize, Store, Superblock, once_free};
 use crate::tls::TlsPaths;
 use crate::tls::authority::Life;
 use crate::tls::fixture::{Fixture, configs, life};
@@ -122,7 +122,7 @@ impl Cluster {
         };
         fs::create_dir_all(self.root_of(0)).unwrap();
         Store::create(&self.dir(0), &self.superblock(), None).unwrap();
-        let first = OpenCopy::open(&self.dir(0), None).unwrap().incarnation();
+        let first = once_free(|| OpenCopy::open(&self.dir(0), None)).incarnation();
         view.members[0].state = MemberState::InSync(first);
         let ours = configs(&self.tls.node("node-0"));
         for node in 1..self.replicas.len() {
@@ -163,7 +163,7 @@ impl Cluster {
         let primary = Primary::attach(Setup {
             socket: None,
             node: name(0),
-            copy: Some(OpenCopy::open(&self.dir(0), None).unwrap()),
+            copy: Some(once_free(|| OpenCopy::open(&self.dir(0), None))),
             engine: None,
             superblock: self.superblock(),
             views: Box::new(self.views()),

@@ -4,7 +4,7 @@ use std::fs;
 
 use super::lines::Lines;
 use super::*;
-use crate::store::{Access, Holder, Store};
+use crate::store::{Access, Holder, Store, once_free};
 
 #[test]
 fn any_node_of_the_cluster_is_told_what_a_volume_is() {
@@ -40,7 +40,7 @@ fn a_copy_is_described_while_its_writer_works_and_while_another_process_holds_it
     replica.end().unwrap();
 
     // Held by somebody else than the replica: it stays there, and the copy as it is.
-    let held = Store::open(&scene.dir(), Access::Exclusive).unwrap();
+    let held = once_free(|| Store::open(&scene.dir(), Access::Exclusive));
     let replica = scene.run();
     let state = || {
         let files = fs::read_dir(scene.dir()).unwrap().map(|file| file.unwrap());

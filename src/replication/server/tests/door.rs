@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use super::*;
 use crate::replication::wire::{Answer, HEADER_BYTES, Opening};
-use crate::store::{Access, Store};
+use crate::store::{Access, Store, once_free};
 use crate::tls;
 
 /// A connection on which TLS is done and nothing has been said.
@@ -172,7 +172,7 @@ fn a_copy_is_given_up_for_who_asks_on_the_node() {
     let (held, error) = thread::scope(|scope| {
         let later = scope.spawn(|| scene.open(&replica, &scene.hello(2, 2)).unwrap_err());
         thread::sleep(Duration::from_millis(300));
-        let held = Store::open(&scene.dir(), Access::Exclusive).unwrap();
+        let held = once_free(|| Store::open(&scene.dir(), Access::Exclusive));
         (held, later.join().unwrap())
     });
     assert_eq!(code(&error), Some(RefusalCode::InUse), "{error}");
@@ -195,7 +195,7 @@ fn when_it_is_told_to_end_everything_is_finished() {
     client.await_end();
     await_end(&idle);
     assert!(!root.join(".control").exists());
-    assert!(Store::open(&scene.dir(), Access::Exclusive).is_ok(), "the lock is free");
+    once_free(|| Store::open(&scene.dir(), Access::Exclusive));
 }
 
 #[test]

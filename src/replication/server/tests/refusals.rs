@@ -4,7 +4,7 @@ use super::*;
 use crate::replication::copy::OpenCopy;
 use crate::replication::proof;
 use crate::replication::wire::{Answer, Opening};
-use crate::store::Store;
+use crate::store::{Store, once_free};
 use crate::tls;
 
 /// The refusal that a writer on node `name` gets.
@@ -204,7 +204,7 @@ fn a_copy_that_another_process_holds_is_left_to_it() {
     replica.end().unwrap();
 
     // The lock and the note are as another process would have them.
-    let held = OpenCopy::open(&scene.dir(), None).unwrap();
+    let held = once_free(|| OpenCopy::open(&scene.dir(), None));
     let replica = scene.run();
     let error = scene.open(&replica, &scene.hello(4, 2)).unwrap_err();
     assert_eq!(error.superseded(), Some(ViewNumber(5)), "{error}");
