@@ -90,7 +90,8 @@ bench-without-vaes: packages
 bench-volumes: packages
 	cargo bench --bench volumes
 
-# Each of FUZZ_TARGETS over random input, from its corpus on. What it finds stays in the target folder.
+# Each of FUZZ_TARGETS over random input, from its corpus on. The corpus that grows stays in the target
+# folder; a crash goes to fuzz/artifacts.
 # The sanitizers are switches of nightly Rust; RUSTC_BOOTSTRAP lets a stable one have them.
 fuzz: packages $(CARGO_FUZZ)
 	for target in $(FUZZ_TARGETS); do \

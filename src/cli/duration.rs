@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Reads a whole number with the unit `ms`, `s`, `m` or `h`, at most a day.
+/// Reads a whole number with the unit `ms`, `s`, `m`, `h` or `d`, at most a day.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let duration = read(text)?;
     if duration <= DAY { Ok(duration) } else { Err("more than 24h: give less".to_owned()) }

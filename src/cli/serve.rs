@@ -236,7 +236,7 @@ fn log_start(socket: &Path, disk: &Disk) {
 /// About what two wake-ups take: where a request takes less, watching more than doubles the speed, and
 /// it is left alone where one takes more. See docs/performance.md.
 const POLL_US: u64 = 50;
-/// Three copies on one machine take a quarter less for a write at depth 1 so, at hardly more CPU: of the five
-/// wake-ups in its course each thread is spared one or two.
+/// Of the five wake-ups in the course of a write to three copies each thread is spared one or two so. What that is
+/// worth depends on the machine: docs/decisions/0015-watch-for-other-copies.md.
 pub const REPLICATED_POLL_US: u64 = 400;
 pub const POLL_US_MAX: u64 = 1000;

@@ -12,7 +12,7 @@ use crate::store::checksum;
 /// The format version this code reads and writes.
 pub const FORMAT: u32 = 1;
 
-/// Bytes of a record that is worth reading; one of eight copies has at most about 6000.
+/// Bytes of a record that is worth reading; one of eight copies and 64 writers has some 25,000.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024;
 
 /// The one valid content for a view.

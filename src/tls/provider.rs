@@ -1,7 +1,8 @@
 //! The cryptography of connections between nodes.
 //!
 //! Most of what TLS costs is AES-GCM. Of the two libraries, aws-lc is the faster one with AVX-512, and has no code
-//! for processors that have VAES without it: there ring is twice as fast (`docs/performance.md`). So the suites come
+//! for processors that have VAES without it: there ring is twice as fast
+//! (`docs/decisions/0020-aes-gcm-from-two-libraries.md`). So the suites come
 //! from one or the other, and all the rest, key exchange and signatures, from aws-lc.
 
 use rustls::SupportedCipherSuite;

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::retain::Mark;
-use super::{Lane, Loss, MemberSet, Payload, Purpose, Time, Writer};
+use super::{Lane, Loss, MemberSet, Payload, Purpose, Writer};
 use crate::replication::message::{Reply, Request, SETTLED_MAX};
 use crate::replication::region::RegionIndex;
 use crate::replication::view::{MemberIndex, ViewNumber};
@@ -149,10 +149,5 @@ impl Writer {
         if self.sweep.as_ref().is_some_and(|sweep| sweep.pending.contains(member)) {
             self.sweep = None;
         }
-    }
-
-    /// When there is next something to do without an event, for whoever wants to sleep until then.
-    pub fn sweeps_at(&self) -> Option<Time> {
-        (!self.open.is_empty()).then_some(self.sweep_at)
     }
 }
