@@ -40,6 +40,7 @@ pub struct Load {
 struct Shared {
     finish: AtomicBool,
     abandon: AtomicBool,
+    rest: AtomicBool,
     ended: AtomicU64,
     longest_us: AtomicU64,
 }
@@ -94,6 +95,15 @@ impl Load {
             if self.ended() != ended {
                 (ended, since) = (self.ended(), Instant::now());
             }
+        }
+    }
+
+    /// Has the guest ask for nothing more, and gives it time to see what it has asked for end, until the next call.
+    #[allow(dead_code)]
+    pub fn rest(&self, rests: bool) {
+        self.shared.rest.store(rests, Ordering::Release);
+        if rests {
+            thread::sleep(REST);
         }
     }
 
@@ -225,6 +235,9 @@ impl Work {
     }
 
     fn fill_up(&mut self) {
+        if self.shared.rest.load(Ordering::Acquire) {
+            return;
+        }
         for slot in 0..self.slots.len() {
             if self.slots[slot].task.is_none() {
                 self.begin_something(slot);
@@ -353,5 +366,7 @@ const BYTES_MAX: usize = BLOCKS_MAX * BLOCK;
 const LOOK: Duration = Duration::from_millis(20);
 /// Longer than anything that a guest may have to wait for here.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What was asked for has long ended then, and nothing is done yet about regions that nobody writes.
+const REST: Duration = Duration::from_millis(100);
 /// How long nothing has to end before that counts as standing still.
 const STANDSTILL: Duration = Duration::from_secs(2);

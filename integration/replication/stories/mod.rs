@@ -12,5 +12,6 @@ mod links;
 mod members;
 mod readiness;
 mod resync;
+mod still_disks;
 mod verify;
 mod watching;
