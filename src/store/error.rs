@@ -38,6 +38,16 @@ pub enum StoreError {
         /// The folder, or the data that another folder points to as well.
         path: PathBuf,
     },
+    /// Somebody who holds no lock has the data open for writing.
+    #[error(
+        "{} is still written to, by another program or by the kernel for a process that has ended: check the disk, \
+         and find who writes with lsof",
+        .path.display()
+    )]
+    Written {
+        /// The data.
+        path: PathBuf,
+    },
     /// `volume.json` was refused.
     #[error("{} cannot be used: {reason}: {}", .path.display(), remedy(.reason))]
     Superblock {

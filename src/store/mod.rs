@@ -28,11 +28,13 @@ mod regions;
 pub mod replace;
 mod superblock;
 mod view_record;
+mod writing;
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -44,6 +46,7 @@ pub use owner_socket::{connect_to_owner, listen_as_owner};
 pub use regions::{RegionTable, RegionTableError};
 pub use superblock::{Cipher, Damage, FORMAT, GeometryError, SectorSize, Superblock, SuperblockError};
 pub use view_record::{VIEW_RECORD_BYTES_MAX, read_view_record, replace_view_record};
+pub use writing::await_writes;
 
 /// What the opener of a [`Store`] will do with it, and so which lock it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +74,8 @@ pub struct Store {
 
 impl Store {
     /// Opens the volume in `dir`: takes the lock, reads the superblock, checks that the data is as
-    /// long as the volume. Writes nothing.
+    /// long as the volume. Writes nothing. For [`Access::Exclusive`] it waits for what the last holder had asked of the
+    /// disk, some seconds at most.
     ///
     /// # Errors
     ///
@@ -83,6 +87,9 @@ impl Store {
         let data_path = dir.join(DATA_FILE);
         let data = open_data(&data_path)?;
         lock(&data, access, &data_path)?;
+        if access == Access::Exclusive && !await_writes(&data_path, WRITES_PATIENCE) {
+            return Err(StoreError::Written { path: data_path });
+        }
         let length_bytes = length_bytes(&data).map_err(StoreError::io(&data_path, "measure"))?;
         if length_bytes < superblock.size_bytes {
             return Err(StoreError::DataTooShort { path: data_path, length_bytes, size_bytes: superblock.size_bytes });
@@ -212,6 +219,9 @@ const DATA_FILE: &str = "data";
 /// The unit of `st_blocks`, whatever the file system's block size is.
 const STAT_BLOCK_BYTES: u64 = 512;
 
+/// How long a disk may take for what it was asked last.
+const WRITES_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Opens what nobody holds any more. A process that another test begins has the descriptors of this one until it runs
 /// its own program, and with them the locks.
 #[cfg(test)]
@@ -330,6 +340,27 @@ mod tests {
         symlink("/dev/null", &data).unwrap();
         let error = Store::open(&dir, Access::Exclusive).unwrap_err();
         assert!(matches!(error, StoreError::NotADisk { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_a_holder_that_is_gone_still_writes_is_waited_for() {
+        let (_parent, dir) = created(4096);
+        // As the kernel has it open for a process that was killed.
+        let writing = File::options().write(true).open(dir.join(DATA_FILE)).unwrap();
+        assert!(Store::open(&dir, Access::Inspect).is_ok());
+        let time = Duration::from_millis(300);
+        let begun = std::time::Instant::now();
+        let end = std::thread::spawn(move || {
+            std::thread::sleep(time);
+            drop(writing);
+        });
+        drop(Store::open(&dir, Access::Exclusive).unwrap());
+        assert!(begun.elapsed() >= time);
+        end.join().unwrap();
+
+        let _writing = File::options().write(true).open(dir.join(DATA_FILE)).unwrap();
+        let error = Store::open(&dir, Access::Exclusive).unwrap_err();
+        assert!(matches!(error, StoreError::Written { .. }), "{error}");
     }
 
     #[test]

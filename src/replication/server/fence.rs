@@ -22,7 +22,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -30,7 +29,7 @@ use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::store::{Holder, HolderError};
+use crate::store::{Holder, HolderError, await_writes};
 
 /// Ends the process that holds the copy in `dir`, whose sectors are at `data`. Waits some seconds at most;
 /// then the lock is free, unless somebody else has been quicker.
@@ -177,40 +176,10 @@ fn end(process: &OwnedFd, signal: Signal, patience: Duration) -> io::Result<bool
     }
 }
 
-/// Waits until nobody has the file open for writing, the kernel on behalf of who has gone included; false if
-/// that takes too long. The kernel gives a lease for reading under that very condition, but only of a
-/// regular file.
-fn await_writes(data: &Path, patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
-    let Ok(file) = File::open(data) else { return true };
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        return true;
-    }
-    loop {
-        // Whoever opens the file meanwhile breaks the lease, which is told by a signal: one that does nothing.
-        // SAFETY: no memory is involved. The lease ends with `file`.
-        let leased = unsafe {
-            libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG) == 0
-                && libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) == 0
-        };
-        if leased || io::Error::last_os_error().kind() != io::ErrorKind::WouldBlock {
-            return true;
-        }
-        if Instant::now() >= deadline {
-            return false;
-        }
-        // Nobody tells when the last writer has gone.
-        thread::sleep(WRITES_STEP);
-    }
-}
-
 /// What a `serve` has to finish what is in flight and flush.
 const TERM_PATIENCE: Duration = Duration::from_secs(3);
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 const WRITES_PATIENCE: Duration = Duration::from_secs(5);
-const WRITES_STEP: Duration = Duration::from_millis(5);
-/// From Linux's fcntl.h; the libc crate lacks it.
-const F_SETSIG: i32 = 10;
 /// Some 50,000 locks.
 const LOCKS_BYTES_MAX: u64 = 4 << 20;
 
@@ -240,15 +209,5 @@ mod tests {
         assert!(!has_lock(1, &looked).unwrap());
         drop(locked);
         assert!(!has_lock(std::process::id(), &looked).unwrap());
-    }
-
-    #[test]
-    fn a_file_that_is_open_for_writing_is_waited_for() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(!await_writes(file.path(), Duration::ZERO));
-        let path = file.into_temp_path();
-        assert!(await_writes(&path, Duration::ZERO));
-        // Whoever opens it while we look is let through, and we are not signalled to death.
-        assert!(File::options().write(true).open(&path).is_ok());
     }
 }
