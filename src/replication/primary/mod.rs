@@ -58,7 +58,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{channel, sync_channel};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -149,7 +149,7 @@ impl Primary {
         let pieces_max = settings.copies_in_flight_max * 2 + writer::CHECKS_MAX * 2;
         let tick = Duration::from_micros(settings.ping_interval_us.min(settings.store_retry_us) / 8);
         let tick = tick.clamp(TICK_MIN, TICK_MAX);
-        let began = Instant::now();
+        let began = shared::uptime();
         let writer = Writer::attach(id.clone(), local, Regions::of(size_bytes), settings, view, writer::Time(0))
             .map_err(PrimaryError::Stopped)?;
 

@@ -14,6 +14,8 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::calls::{Call, Called};
 use super::log_events;
 use super::mailbox::{Mail, Mailbox};
@@ -29,9 +31,15 @@ use crate::replication::view::{MEMBERS_MAX, MemberIndex, NodeName, ViewNumber};
 use crate::replication::writer::{Action, EditRefusal, Lane, MemberEdit, Operation, StopReason, Time, Writer};
 use crate::tls::Standing;
 
+/// The time since the machine has been started. It goes on while the machine sleeps: a lease does not wait for that.
+pub(super) fn uptime() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
 /// What the threads of a primary share.
 pub(super) struct Shared {
-    began: Instant,
+    began: Duration,
     state: Mutex<State>,
     changed: Condvar,
     mailboxes: Vec<Mailbox>,
@@ -81,13 +89,13 @@ struct Session {
 }
 
 impl Shared {
-    /// For a writer that has just been made, with `lanes` lanes.
+    /// For a writer that was made at `began`, with `lanes` lanes.
     ///
     /// # Errors
     ///
     /// When there are no descriptors left.
     pub(super) fn new(
-        began: Instant,
+        began: Duration,
         writer: Writer,
         local: Option<MemberIndex>,
         lanes: usize,
@@ -389,7 +397,7 @@ impl Shared {
 
     /// The time of the writer.
     pub(super) fn now(&self) -> Time {
-        Time(self.began.elapsed().as_micros() as u64)
+        Time(uptime().saturating_sub(self.began).as_micros() as u64)
     }
 
     fn begin_session(
