@@ -238,7 +238,9 @@ impl Hands {
                 }
             }
             Mail::Disconnect { member } if Some(member) == self.here => {
-                self.local.disconnect(&mut self.memory);
+                if let Some(copy) = &self.copy {
+                    self.local.disconnect(copy.mailbox(self.lane.0), &mut self.memory);
+                }
                 self.memory.forget_postponed(member);
                 if self.lane == Lane::CONTROL {
                     self.for_control.push(ForControl::LeaveLocal);

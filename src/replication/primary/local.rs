@@ -11,6 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use super::memory::{Memory, Outgoing, Source};
 use crate::io::Kind;
@@ -211,8 +213,14 @@ impl LocalHands {
     }
 
     /// The session is over. What the disk is doing is finished, nothing else is begun; then the copy is let go.
-    pub(super) fn disconnect(&mut self, memory: &mut Memory) {
-        self.connection = None;
+    pub(super) fn disconnect(&mut self, mailbox: &Mailbox, memory: &mut Memory) {
+        let connection = self.connection.take();
+        if let (Some(served), Some(connection)) = (self.served.clone(), connection) {
+            // From here on the replica asks nothing more of the lane, and what it has asked until now is in the mailbox.
+            let actions = served.with_replica(connection, |replica| replica.closed(connection));
+            self.act(&served, actions, memory);
+            self.read_mail(&served, mailbox, memory);
+        }
         self.batch.clear();
         self.early.clear();
         self.told = None;
@@ -256,15 +264,12 @@ impl LocalHands {
         replies: &mut Vec<(u64, Reply)>,
         again: &mut Vec<Outgoing>,
     ) -> io::Result<()> {
-        let Some(served) = self.served.clone() else { return Ok(()) };
-        for mail in mailbox.take() {
-            match mail {
-                Mail::Action(action) => self.act(&served, vec![action], memory),
-                Mail::Close => self.told = Some(Told::Refused(None)),
-                // The memory is the guest's side's, which keeps its own bounds.
-                Mail::GiveBack => {}
-            }
-        }
+        let Some(served) = self.served.clone() else {
+            // What comes for a connection that is over is about nothing that anybody waits for.
+            drop(mailbox.take());
+            return Ok(());
+        };
+        self.read_mail(&served, mailbox, memory);
         self.ask(&served, memory);
         if let Some(executor) = &mut self.executor {
             let mut ended = std::mem::take(&mut self.ended);
@@ -278,6 +283,17 @@ impl LocalHands {
         drop(served);
         self.let_go();
         Ok(())
+    }
+
+    fn read_mail(&mut self, served: &Served, mailbox: &Mailbox, memory: &mut Memory) {
+        for mail in mailbox.take() {
+            match mail {
+                Mail::Action(action) => self.act(served, vec![action], memory),
+                Mail::Close => self.told = Some(Told::Refused(None)),
+                // The memory is the guest's side's, which keeps its own bounds.
+                Mail::GiveBack => {}
+            }
+        }
     }
 
     /// Gives the replica what was sent.
@@ -401,6 +417,30 @@ impl LocalHands {
     }
 }
 
+impl Drop for LocalHands {
+    fn drop(&mut self) {
+        // What the disk is doing nobody may wait for any more, and the replica has to hear how it ended.
+        let (Some(served), Some(mut executor)) = (self.served.take(), self.executor.take()) else { return };
+        let mut ended = Vec::new();
+        while executor.in_flight() > 0 && executor.drive(&mut ended).is_ok() {
+            thread::sleep(LOOK);
+        }
+        // Waits for what a failed engine may still have in the kernel.
+        drop(executor);
+        let results = ended.into_iter().map(|Ended { flight, result, .. }| (flight, result));
+        let mut results: Vec<_> = results.filter(|(flight, _)| self.applying.remove(flight).is_some()).collect();
+        results.extend(self.applying.drain().map(|(flight, _)| (flight, Err(libc::EIO))));
+        carry_out(
+            &served,
+            served.with_replica(NOBODY, |replica| {
+                for (flight, result) in results {
+                    replica.applied(flight, result);
+                }
+            }),
+        );
+    }
+}
+
 /// Carries out what the replica wants of nobody in particular.
 fn carry_out(served: &Served, mut actions: Vec<Action>) {
     while let Some(action) = actions.pop() {
@@ -442,3 +482,8 @@ fn copy(executor: &mut Executor, bytes: &[u8]) -> Bytes {
 
 /// Never the number of a connection.
 const NOBODY: ConnectionId = ConnectionId(0);
+/// Between two looks at a disk that nobody waits for.
+const LOOK: Duration = Duration::from_millis(1);
+
+#[cfg(test)]
+mod tests;
