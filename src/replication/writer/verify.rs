@@ -370,10 +370,14 @@ impl Writer {
 
     /// Everybody has answered: says what is wrong, and heals it if it may be.
     fn judge(&mut self, number: u64) {
-        let Some(check) = self.verification.checks.get(&number) else { return };
+        let remaining = self.remaining();
+        let Some(check) = self.verification.checks.get_mut(&number) else { return };
         if check.state != State::Asking(MemberSet::default()) {
             return;
         }
+        // Of one that was lost since it answered nothing can be had.
+        let mut answers = std::mem::take(&mut check.answers);
+        answers.retain(|(member, _)| remaining.contains(*member));
         let Check { todo, is_void, .. } = *check;
         if is_void {
             self.verification.checks.remove(&number);
@@ -384,7 +388,7 @@ impl Writer {
             Some(Repair::Trust(member)) => Some(member),
             _ => None,
         };
-        let verdict = weigh(&check.answers, trusted);
+        let verdict = weigh(&answers, trusted);
         let answered = verdict.readable.or(verdict.unreadable);
         if answered.is_empty() {
             return self.look_again_as_it_is(number, 0);
