@@ -557,6 +557,8 @@ impl Writer {
             Purpose::Digest(check) => self.digested(check, member, reply),
             Purpose::HealRead(check) => self.heal_read(check, member, reply),
             Purpose::HealWrite(check) => self.heal_written(check, member, reply),
+            // A copy that has failed answers everything so.
+            Purpose::Ping if matches!(reply, Reply::Failed(_)) => self.expect_done(member, reply),
             Purpose::Late | Purpose::Ping => {}
         }
         self.settle_down();

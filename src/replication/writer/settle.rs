@@ -87,7 +87,8 @@ impl Writer {
             Reply::Done => {}
             Reply::Failed(errno) => {
                 self.sweep = None;
-                if !self.remaining().without(MemberSet::only(member)).is_empty() {
+                // The last one is opened anew, if it can be sent again what it may have lost.
+                if !self.remaining().without(MemberSet::only(member)).is_empty() || self.retains() {
                     self.lose(member, Loss::Failed(errno));
                 }
                 return;

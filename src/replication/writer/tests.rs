@@ -440,6 +440,26 @@ fn a_write_that_failed_is_kept_as_it_may_have_been_seen() {
 }
 
 #[test]
+fn the_last_copy_is_opened_anew_when_it_has_failed() {
+    for has_written in [false, true] {
+        let mut bench = Bench::serving(&[1], false);
+        if has_written {
+            bench.write(1, 0);
+        }
+        bench.failing = |_| true;
+        bench.seen.clear();
+        // By a ping, or by the flush after a write.
+        bench.pass(SETTLE_US * 2);
+        assert!(bench.find(|action| matches!(action, Action::Connect { .. })).is_some(), "{has_written}");
+        bench.failing = |_| false;
+        bench.restart(0, 2);
+        bench.pass(TIMEOUT_US);
+        bench.write(2, 1);
+        assert_eq!(bench.ended(2), Some(Ok(())));
+    }
+}
+
+#[test]
 fn a_copy_that_fails_again_and_again_is_tried_less_and_less_often() {
     let mut bench = Bench::serving(&[1, 1], false);
     let fails_from = |bench: &mut Bench, life: u128| {
