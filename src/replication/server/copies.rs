@@ -149,10 +149,13 @@ impl Copies {
                     list = self.wait(list, left);
                 }
                 Some(Slot::Released { until }) if Instant::now() < *until => {
+                    // The disk may be slow, and others come for copies on others.
+                    drop(list);
                     let accepted = peek_accepted(&self.dir(volume), volume)?;
                     if view <= accepted {
                         return Err(held(view, accepted, None));
                     }
+                    list = self.lock();
                     if Instant::now() >= deadline {
                         return Err(Denied::Busy);
                     }

@@ -173,6 +173,7 @@ impl Server {
 
     fn serve(mut self, stop: BorrowedFd<'_>) -> Result<(), ServerError> {
         let (mut asked, mut reviewed) = (Instant::now(), Instant::now());
+        close_idle_copies(&self.house.copies).map_err(ServerError::Network)?;
         while !self.wait(stop)? {
             self.accept();
             self.gate.acknowledge();
@@ -180,7 +181,6 @@ impl Server {
                 self.attend(caller);
             }
             self.control.accept(&self.house);
-            self.house.copies.close_idle(Instant::now());
             if reviewed.elapsed() >= TICK {
                 reviewed = Instant::now();
                 self.house.visitors.review(&self.house.tls.current(), SystemTime::now());
@@ -244,6 +244,20 @@ impl Server {
             log::error!("{address}: no thread for the connection: {error}: raise the limit of processes");
         }
     }
+}
+
+/// Closes copies that nobody uses, on a thread of its own as long as there are any copies: each may have to wait for its
+/// disk.
+fn close_idle_copies(copies: &Arc<Copies>) -> io::Result<()> {
+    let copies = Arc::downgrade(copies);
+    let close = move || {
+        while let Some(copies) = copies.upgrade() {
+            copies.close_idle(Instant::now());
+            drop(copies);
+            thread::sleep(TICK);
+        }
+    };
+    thread::Builder::new().name("idle-copies".to_owned()).spawn(close).map(drop)
 }
 
 /// Takes the lock by which there is one replica for `root`.
