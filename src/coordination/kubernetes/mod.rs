@@ -218,7 +218,9 @@ impl KubernetesViews {
                     }
                     Ok(_) => {
                         let what = "the server keeps less than it is given: apply the manifests of this version";
-                        return Err(at.damaged(RecordDamage::Field { what: what.to_owned() }));
+                        // It may keep the view and drop something else.
+                        let source = std::io::Error::other(what).into();
+                        return Err(ViewStoreError::Unknown { place: at.place(), source });
                     }
                     Err(error) if matches!(error.request(), Some(RequestError::Conflict { .. })) => {}
                     Err(error) if error.may_have_changed() => {
