@@ -290,7 +290,9 @@ fn settle_view(dir: &Path, table: &mut RegionTable, view: Option<&View>) -> Resu
     if recorded.0 < accepted {
         return Err(CopyError::ViewLost { dir: dir.to_owned(), accepted: ViewNumber(accepted), recorded });
     }
-    if recorded.0 > accepted {
+    if let Some(view) = view.filter(|_| recorded.0 > accepted) {
+        // The end may have come before its name was durable.
+        record_view(dir, view)?;
         let open = (0u32..).zip(table.rows()).filter(|(_, bits)| Row::from_bits(**bits).intent);
         let marked = Row { written: recorded, intent: true }.to_bits();
         let rows: Vec<(u32, u64)> = open.map(|(region, _)| (region, marked)).collect();
