@@ -93,9 +93,10 @@ impl Disk {
         log::info!("write cache: {}", if writeback { "write back" } else { "write through" });
     }
 
-    /// Whether a write must be durable before it completes (§5.2.6.2).
+    /// Whether a write must be durable before it completes (§5.2.6.2): also for a driver that accepted nothing, or
+    /// turned the cache on and cannot flush it.
     pub fn writes_through(&self) -> bool {
-        !self.writeback.load(Ordering::Relaxed)
+        !self.writeback.load(Ordering::Relaxed) || !features::has(self.accepted_features(), features::FLUSH)
     }
 
     /// What requests are checked against.
