@@ -154,6 +154,7 @@ fn volume_that_is_not_whole(configuration: Configuration) {
     assert_refused(&mut command(&volume, &socket), "data");
     assert_eq!(state(&volume), before);
     data.set_len(SIZE).expect("restoring the data file");
+    drop(data);
 
     let aside = volume.folder().join("aside");
     fs::rename(volume.data_path(), &aside).expect("moving the data file");

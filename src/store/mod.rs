@@ -87,12 +87,12 @@ impl Store {
         let data_path = dir.join(DATA_FILE);
         let data = open_data(&data_path)?;
         lock(&data, access, &data_path)?;
-        if access == Access::Exclusive && !await_writes(&data_path, WRITES_PATIENCE) {
-            return Err(StoreError::Written { path: data_path });
-        }
         let length_bytes = length_bytes(&data).map_err(StoreError::io(&data_path, "measure"))?;
         if length_bytes < superblock.size_bytes {
             return Err(StoreError::DataTooShort { path: data_path, length_bytes, size_bytes: superblock.size_bytes });
+        }
+        if access == Access::Exclusive && !await_writes(&data_path, WRITES_PATIENCE) {
+            return Err(StoreError::Written { path: data_path });
         }
         Ok(Store { dir: dir.to_owned(), data_path, superblock, _folder: folder, data })
     }
