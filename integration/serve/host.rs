@@ -1,7 +1,11 @@
 //! The host's file systems: direct I/O in units of 4096 bytes under a guest of 512, and memory
 //! file systems that know no direct I/O.
 
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -9,8 +13,9 @@ use crate::support::configuration::Configuration;
 use crate::support::loopback::{LoopDevice, Mount};
 use crate::support::pattern::pattern;
 use crate::support::request::{DISCARD, OK, Request, WRITE_ZEROES};
-use crate::support::served::Served;
+use crate::support::served::{Served, command};
 use crate::support::volume::Volume;
+use crate::support::wait_until;
 
 const SIZE: u64 = 16 << 20;
 
@@ -25,6 +30,38 @@ fn disk_with_sectors_of_4096(configuration: Configuration) {
 
 fn memory_file_system(configuration: Configuration) {
     exercise(configuration, Path::new("/dev/shm"));
+}
+
+#[test]
+fn a_block_device_is_written_by_one_alone() {
+    let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let device = LoopDevice::attach(folder.path(), SIZE, 512);
+    let volume = Volume::create(Configuration::USUAL, SIZE);
+    fs::remove_file(volume.data_path()).expect("removing the file");
+    symlink(&device.path, volume.data_path()).expect("a link to the device");
+    // As the kernel has it for a process that is gone, as long as the disk has not done what that had asked for.
+    let claim = || OpenOptions::new().write(true).custom_flags(libc::O_EXCL).open(&device.path);
+    let claimed = claim().expect("the device");
+    let held = thread::spawn(move || {
+        thread::sleep(Duration::from_secs(1));
+        drop(claimed);
+    });
+    let served = Served::start(&volume);
+    assert!(held.is_finished(), "it was written to by two");
+    held.join().expect("the thread");
+    served.guest().done(0, &Request::write(0, &pattern(1, 4096)));
+    assert!(claim().is_err(), "it can be mounted meanwhile");
+    served.terminate().assert_clean();
+
+    let mut claimed = None;
+    wait_until("the kernel lets go of the device", || {
+        claimed = claim().ok();
+        claimed.is_some()
+    });
+    let socket = folder.path().join("blk.sock");
+    let output = command(&volume, &socket).output().expect("running sealblk");
+    let reason = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && reason.contains("resource busy") && reason.contains("lsblk"), "{reason}");
 }
 
 /// Single sectors, and runs of them that begin and end anywhere in a block of the host's.

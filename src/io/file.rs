@@ -12,8 +12,10 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
@@ -55,13 +57,13 @@ impl BlockFile {
         }
         match Self::open_direct(path, read_only) {
             Ok(direct) if direct.offset_align <= unit => Ok(direct),
-            Ok(direct) => {
+            Ok(Self { file, offset_align, .. }) => {
                 log::info!(
-                    "{}: direct I/O needs blocks of {} bytes and the volume has sectors of {unit}: \
+                    "{}: direct I/O needs blocks of {offset_align} bytes and the volume has sectors of {unit}: \
                      using the page cache",
                     path.display(),
-                    direct.offset_align,
                 );
+                drop(file);
                 Self::open_buffered(path, read_only)
             }
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
@@ -75,7 +77,7 @@ impl BlockFile {
     /// Opens `path` through the page cache, whatever it could do.
     pub fn open_buffered(path: &Path, read_only: bool) -> io::Result<Self> {
         Ok(Self {
-            file: OpenOptions::new().read(true).write(!read_only).open(path)?,
+            file: open(path, read_only, 0)?,
             path: path.to_owned(),
             caching: Caching::Buffered,
             memory_align: 1,
@@ -104,12 +106,33 @@ impl BlockFile {
     }
 
     fn open_direct(path: &Path, read_only: bool) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_DIRECT).open(path)?;
+        let file = open(path, read_only, libc::O_DIRECT)?;
         let (memory_align, offset_align) = match reported_alignment(&file)? {
             Some(alignment) => alignment,
             None => probed_alignment(&file)?,
         };
         Ok(Self { file, path: path.to_owned(), caching: Caching::Direct, memory_align, offset_align })
+    }
+}
+
+/// Opens a file, and a block device to write to it as the only one who does: so does whoever mounts it. What a process
+/// that is gone has asked of it the kernel counts as that process, and it is waited for.
+fn open(path: &Path, read_only: bool, flags: i32) -> io::Result<File> {
+    let is_device = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+    let exclusive = if is_device && !read_only { libc::O_EXCL } else { 0 };
+    let deadline = Instant::now() + CLAIM_PATIENCE;
+    loop {
+        match OpenOptions::new().read(true).write(!read_only).custom_flags(flags | exclusive).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && exclusive != 0 => {
+                if Instant::now() >= deadline {
+                    let what =
+                        format!("{error}: it is mounted, or another program or the kernel has it: see lsblk and lsof");
+                    return Err(io::Error::new(error.kind(), what));
+                }
+                thread::sleep(CLAIM_STEP);
+            }
+            opened => return opened,
+        }
     }
 }
 
@@ -162,6 +185,9 @@ fn probed_alignment(file: &File) -> io::Result<(usize, usize)> {
     Err(io::Error::from_raw_os_error(libc::EINVAL))
 }
 
+/// How long a block device may be somebody else's.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
+const CLAIM_STEP: Duration = Duration::from_millis(5);
 /// `f_type` of statfs(2).
 const TMPFS_MAGIC: u32 = 0x0102_1994;
 const RAMFS_MAGIC: u32 = 0x8584_58f6;

@@ -1,8 +1,8 @@
 //! Whether somebody still writes to a file of sectors.
 //!
 //! A process that is gone may have asked the disk for something: what io_uring was given lives on until the disk has
-//! done it, and locks do not. So who takes a copy over waits until the kernel has let go of the file too. Of a block
-//! device that cannot be told.
+//! done it, and locks do not. So who takes a copy over waits until the kernel has let go of the file too. A block device
+//! is opened to be written to by one alone (`io::file`), which comes to the same.
 
 use std::fs::File;
 use std::io;

@@ -12,8 +12,7 @@
 //! a number that has been given to another process since does no harm.
 //!
 //! What a process had asked of the disk may outlive it for a moment. The copy is not given to its new holder
-//! before the kernel has let go of the file that was written to; of a block device that cannot be
-//! told.
+//! before the kernel has let go of what was written to.
 //!
 //! How it can fail: there is no note, or a wrong one; the process may not be signalled; or it does not
 //! even end when it is killed, as a process does not whose disk does not answer. Then it keeps the copy.
