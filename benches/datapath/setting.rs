@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use super::backend::{self, Kind};
 use super::harness::Outcome;
-use super::harness::setting::{number, text};
+use super::harness::setting::{chosen, number, text};
 use super::harness::workload::Workload;
 use super::workload::WORKLOADS;
 
@@ -67,16 +67,4 @@ impl Setting {
     pub fn bytes_needed(&self) -> u64 {
         self.backends.len() as u64 * (self.size + (16 << 20))
     }
-}
-
-/// Those whose id contains one of the parts that the variable lists.
-fn chosen<T>(name: &str, all: Vec<T>, id: impl Fn(&T) -> &'static str) -> Outcome<Vec<T>> {
-    let Some(list) = text(name)? else { return Ok(all) };
-    let ids = all.iter().map(&id).collect::<Vec<_>>().join(", ");
-    for part in list.split(',') {
-        if !all.iter().any(|item| id(item).contains(part.trim())) {
-            return Err(format!("{name}={list}: {part:?} is in none of {ids}").into());
-        }
-    }
-    Ok(all.into_iter().filter(|item| list.split(',').any(|part| id(item).contains(part.trim()))).collect())
 }

@@ -24,6 +24,18 @@ pub fn number(name: &str, default: f64, min: f64, max: f64) -> Outcome<f64> {
     }
 }
 
+/// Those whose id contains one of the parts that the variable lists.
+pub fn chosen<T>(name: &str, all: Vec<T>, id: impl Fn(&T) -> &'static str) -> Outcome<Vec<T>> {
+    let Some(list) = text(name)? else { return Ok(all) };
+    let ids = all.iter().map(&id).collect::<Vec<_>>().join(", ");
+    for part in list.split(',') {
+        if !all.iter().any(|item| id(item).contains(part.trim())) {
+            return Err(format!("{name}={list}: {part:?} is in none of {ids}").into());
+        }
+    }
+    Ok(all.into_iter().filter(|item| list.split(',').any(|part| id(item).contains(part.trim()))).collect())
+}
+
 /// Where results go: `OUT`, or `benchmarks` in the target folder.
 pub fn out() -> Outcome<PathBuf> {
     let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));

@@ -10,6 +10,7 @@
 //! | `SECONDS` | 1 | length of each measurement |
 //! | `SIZE_MIB` | 512 | size of each disk |
 //! | `DIR` | the build's own temporary folder | where to put the disks |
+//! | `WORKLOADS` | all | some of them: parts of their ids, with commas between |
 //! | `BACKENDS` | the usual four | some of all: parts of their ids, with commas between; `write-through` and `sleeping` are more |
 //! | `OUT` | `benchmarks` in the target folder | where to put `replication.json` |
 
@@ -21,12 +22,12 @@ mod report;
 
 use std::path::{Path, PathBuf};
 
-use backend::{Backend, KINDS, Kind};
+use backend::{Backend, KINDS};
 use harness::Outcome;
 use harness::load::Sample;
 use harness::rounds::order;
 use harness::scratch::{self, Scratch};
-use harness::setting::{number, text};
+use harness::setting::{chosen, number, text};
 use harness::workload::Workload;
 use report::Report;
 
@@ -42,24 +43,26 @@ fn run() -> Outcome<()> {
     let seconds = number("SECONDS", 1.0, 0.05, 3600.0)?;
     let size = (number("SIZE_MIB", 512.0, 16.0, 1024.0 * 1024.0)? as u64) << 20;
     let place = text("DIR")?.map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).to_owned(), PathBuf::from);
-    let wanted = text("BACKENDS")?.unwrap_or_default();
-    let picked = |id: &str| wanted.split(',').any(|part| id.contains(part.trim()));
-    let wanted = |kind: &Kind| if wanted.is_empty() { kind.usual } else { picked(kind.id) };
+    let workloads = chosen("WORKLOADS", WORKLOADS.to_vec(), |workload| workload.id)?;
+    let kinds = match text("BACKENDS")? {
+        Some(_) => chosen("BACKENDS", KINDS.to_vec(), |kind| kind.id)?,
+        None => KINDS.into_iter().filter(|kind| kind.usual).collect(),
+    };
     scratch::remove_on_signals()?;
-    let kinds: Vec<Kind> = KINDS.into_iter().filter(wanted).collect();
     let scratch = Scratch::create(&place, kinds.len() as u64 * 3 * size)?;
     let backends = kinds.into_iter().map(|kind| Backend::start(kind, &scratch, size)).collect::<Outcome<Vec<_>>>()?;
-    let mut samples: Vec<Vec<Vec<Sample>>> = vec![vec![Vec::new(); backends.len()]; WORKLOADS.len()];
+    let mut samples: Vec<Vec<Vec<Sample>>> = vec![vec![Vec::new(); backends.len()]; workloads.len()];
     for round in 0..rounds {
         eprintln!("  round {} of {rounds}", round + 1);
-        for (workload, samples) in WORKLOADS.iter().zip(&mut samples) {
+        for (workload, samples) in workloads.iter().zip(&mut samples) {
             for index in order(backends.len(), round) {
                 samples[index].push(backends[index].run(workload, seconds)?);
                 scratch.sync()?;
             }
         }
     }
-    let report = Report { scratch: &scratch, rounds, seconds, size, backends: &backends, samples: &samples };
+    let (workloads, backends, samples) = (&workloads, &backends, &samples);
+    let report = Report { scratch: &scratch, rounds, seconds, size, workloads, backends, samples };
     report::print(&report);
     report::write(&report)
 }

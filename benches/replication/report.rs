@@ -2,7 +2,6 @@
 
 use serde_json::json;
 
-use super::WORKLOADS;
 use super::backend::Backend;
 use super::harness::load::Sample;
 use super::harness::scratch::Scratch;
@@ -20,6 +19,8 @@ pub struct Report<'a> {
     pub seconds: f64,
     /// Size of each disk in bytes.
     pub size: u64,
+    /// What was asked.
+    pub workloads: &'a [Workload],
     /// Whom.
     pub backends: &'a [Backend],
     /// By workload, back end and round.
@@ -28,7 +29,7 @@ pub struct Report<'a> {
 
 /// The table.
 pub fn print(report: &Report<'_>) {
-    let Report { scratch, rounds, seconds, size, backends, samples } = *report;
+    let Report { scratch, rounds, seconds, size, workloads, backends, samples } = *report;
     println!(
         "\nReplication on {} ({}): {rounds} rounds of {seconds} s, disks of {} MiB; {}, Linux {}",
         if scratch.tmpfs { "tmpfs" } else { "disk" },
@@ -37,7 +38,7 @@ pub fn print(report: &Report<'_>) {
         machine::processor(),
         machine::kernel(),
     );
-    for (workload, samples) in WORKLOADS.iter().zip(samples) {
+    for (workload, samples) in workloads.iter().zip(samples) {
         println!("\n{} ({})", workload.name, workload.id);
         for (backend, own) in backends.iter().zip(samples) {
             let throughput = Spread::of(own.iter().map(|sample| in_unit(workload, sample.operations)));
@@ -50,7 +51,7 @@ pub fn print(report: &Report<'_>) {
                  first/this: speed {:.2} ({:.2}..{:.2}), p50 {:.2} ({:.2}..{:.2})",
                 backend.kind.name,
                 throughput.median,
-                if in_bytes(workload) { "MiB/s" } else { "kop/s" },
+                if workload.in_bytes() { "MiB/s" } else { "kop/s" },
                 throughput.min,
                 throughput.max,
                 latency.median,
@@ -70,8 +71,8 @@ pub fn print(report: &Report<'_>) {
 
 /// Writes the JSON and says where.
 pub fn write(report: &Report<'_>) -> Outcome<()> {
-    let Report { scratch, rounds, seconds, size, backends, samples } = *report;
-    let workloads = WORKLOADS.iter().zip(samples).map(|(workload, samples)| {
+    let Report { scratch, rounds, seconds, size, workloads, backends, samples } = *report;
+    let workloads = workloads.iter().zip(samples).map(|(workload, samples)| {
         let backends = backends.iter().zip(samples).map(|(backend, own)| {
             json!({
                 "id": backend.kind.id,
@@ -102,10 +103,6 @@ fn ratio(samples: &[Vec<Sample>], other: &[Sample], value: fn(&Sample) -> f64) -
     Spread::of(samples[0].iter().zip(other).map(|(first, other)| value(first) / value(other)))
 }
 
-fn in_bytes(workload: &Workload) -> bool {
-    workload.bytes > 64 << 10
-}
-
 fn in_unit(workload: &Workload, operations: f64) -> f64 {
-    if in_bytes(workload) { operations * workload.bytes as f64 / f64::from(1 << 20) } else { operations / 1000.0 }
+    if workload.in_bytes() { operations * workload.bytes as f64 / f64::from(1 << 20) } else { operations / 1000.0 }
 }
