@@ -48,8 +48,10 @@ test-aarch64: packages
 fmt:
 	cargo fmt --check
 
+# The fuzz targets are a crate of their own, whose lock file must keep up with this one's.
 lint: packages
 	cargo clippy --all-targets -- -D warnings
+	cargo metadata --locked --manifest-path fuzz/Cargo.toml --format-version 1 > /dev/null
 
 doc: packages
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
