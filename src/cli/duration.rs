@@ -8,6 +8,12 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     if duration <= DAY { Ok(duration) } else { Err("more than 24h: give less".to_owned()) }
 }
 
+/// Reads how long others may take to answer, at least 100 ms, so that none is given up before it could have.
+pub fn parse_patience(text: &str) -> Result<Duration, String> {
+    let duration = parse(text)?;
+    if duration >= PATIENCE_MIN { Ok(duration) } else { Err("too short: give at least 100ms".to_owned()) }
+}
+
 /// Reads the time from one thing to the next that is done seldom, a second to a year.
 pub fn parse_interval(text: &str) -> Result<Duration, String> {
     let duration = read(text)?;
@@ -39,6 +45,7 @@ fn read(text: &str) -> Result<Duration, String> {
 }
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
+const PATIENCE_MIN: Duration = Duration::from_millis(100);
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 const INTERVAL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 const LIFE_MIN: Duration = Duration::from_secs(10);
@@ -56,6 +63,8 @@ mod tests {
         assert_eq!(parse("0s"), Ok(Duration::ZERO));
         assert_eq!(parse("24h"), Ok(DAY));
         assert_eq!(parse("1d"), Ok(DAY));
+        assert_eq!(parse_patience("100ms"), Ok(Duration::from_millis(100)));
+        assert!(["0s", "99ms", "2d"].iter().all(|text| parse_patience(text).is_err()));
         for text in ["", "30", "s", "-1s", "1.5s", "1 s", "2d", "25h", "1w", "99999999999999999999s", "1S"] {
             assert!(parse(text).is_err(), "{text}");
         }

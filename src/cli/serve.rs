@@ -84,7 +84,8 @@ pub struct ReplicationArgs {
     #[command(flatten)]
     tls: TlsArgs,
     /// How long a copy may take to answer, or to come back, before the volume goes on without it
-    #[arg(long, value_name = "TIME", default_value = "3s", requires = "replicated", value_parser = duration::parse)]
+    #[arg(long, value_name = "TIME", default_value = "3s", requires = "replicated",
+          value_parser = duration::parse_patience)]
     peer_timeout: Duration,
     /// What happens to the guest's writes while fewer copies are in sync than the failure mode asks for: suspend,
     /// they wait; error, they fail
@@ -92,7 +93,7 @@ pub struct ReplicationArgs {
     below_min: BelowMinArg,
     /// The most bytes a second by which copies are sent what they lack, together; less while the guest's writes
     /// suffer from it
-    #[arg(long, value_name = "BYTES", default_value = "1G", requires = "replicated", value_parser = size::parse)]
+    #[arg(long, value_name = "BYTES", default_value = "1G", requires = "replicated", value_parser = verify::rate)]
     resync_rate_max: u64,
     /// As many bytes a second are sent even if they suffer
     #[arg(long, value_name = "BYTES", default_value = "16M", requires = "replicated", value_parser = size::parse)]
@@ -135,6 +136,8 @@ impl std::str::FromStr for EngineChoice {
 pub fn run(args: Arc<ServeArgs>) -> Result<(), CliError> {
     // From here on a signal means to finish in order, even while the volume is being opened.
     let stop = signals::stop().map_err(CliError::Signals)?;
+    // What is wrong with it is said before another node's writer has to go for this one.
+    Socket::probe(&args.socket)?;
     let is_replicated = args.volume.is_some() || args.replication.view.is_some();
     let attached = if is_replicated {
         let (theirs, stop_too) = (args.clone(), stop.try_clone().map_err(CliError::Signals)?);

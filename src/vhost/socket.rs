@@ -64,12 +64,8 @@ pub struct Socket {
 impl Socket {
     /// Listens at `path`.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        if path.as_os_str().as_bytes().len() > PATH_BYTES_MAX {
-            return Err(SocketError::PathTooLong { path: path.to_owned() });
-        }
         let failed = |source| SocketError::Io { path: path.to_owned(), source };
-        remove_stale(path)?;
-        let draft = Draft::listen(path).map_err(failed)?;
+        let draft = Draft::new(path)?;
         let identity = identity(&draft.path()).map_err(failed)?;
         match draft.publish(path) {
             Ok(listener) => Ok(Self { listener, path: path.to_owned(), identity }),
@@ -79,6 +75,15 @@ impl Socket {
             }
             Err(error) => Err(failed(error)),
         }
+    }
+
+    /// Whether [`bind`](Self::bind) would do now: for those who have much to do before, and leave nothing half done.
+    ///
+    /// # Errors
+    ///
+    /// As those of `bind`.
+    pub fn probe(path: &Path) -> Result<(), SocketError> {
+        Draft::new(path).map(drop)
     }
 
     /// Takes the next connection, waiting for it.
@@ -110,11 +115,25 @@ impl Drop for Socket {
 /// A socket that listens, under a name that nobody knows.
 struct Draft {
     listener: UnixListener,
+    place: DraftPlace,
+}
+
+/// Where it lies until it is published. Nothing is there afterwards.
+struct DraftPlace {
     folder: OwnedFd,
     name: String,
 }
 
 impl Draft {
+    /// One for `path`, where nothing stands in its way.
+    fn new(path: &Path) -> Result<Self, SocketError> {
+        if path.as_os_str().as_bytes().len() > PATH_BYTES_MAX {
+            return Err(SocketError::PathTooLong { path: path.to_owned() });
+        }
+        remove_stale(path)?;
+        Self::listen(path).map_err(|source| SocketError::Io { path: path.to_owned(), source })
+    }
+
     /// Listens in the folder of `path`.
     fn listen(path: &Path) -> io::Result<Self> {
         let folder = match path.parent() {
@@ -126,23 +145,27 @@ impl Draft {
         getrandom::fill(&mut random).map_err(io::Error::other)?;
         let name = format!(".sealblk-{:016x}", u64::from_ne_bytes(random));
         let listener = UnixListener::bind(path_in(&folder, &name))?;
-        Ok(Self { listener, folder, name })
+        Ok(Self { listener, place: DraftPlace { folder, name } })
     }
 
     /// Where it lies for now.
     fn path(&self) -> PathBuf {
-        path_in(&self.folder, &self.name)
+        path_in(&self.place.folder, &self.place.name)
     }
 
     /// Moves it to `path`, in the same folder, unless something is there.
     fn publish(self, path: &Path) -> io::Result<UnixListener> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let moved = rustix::fs::renameat_with(&self.folder, &self.name, &self.folder, name, RenameFlags::NOREPLACE);
-        if let Err(error) = moved {
-            let _ = rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty());
-            return Err(error.into());
-        }
+        let DraftPlace { folder, name: draft } = &self.place;
+        rustix::fs::renameat_with(folder, draft, folder, name, RenameFlags::NOREPLACE)?;
         Ok(self.listener)
+    }
+}
+
+impl Drop for DraftPlace {
+    fn drop(&mut self) {
+        // Its random name is nobody else's, and is gone once it was published.
+        let _ = rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty());
     }
 }
 
@@ -189,6 +212,22 @@ mod tests {
         assert!(matches!(Socket::bind(&path), Err(SocketError::InUse { .. })));
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_probe_finds_what_would_be_in_the_way_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        Socket::probe(&path).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let missing = folder.path().join("missing/s");
+        assert!(matches!(Socket::probe(&missing), Err(SocketError::Io { .. })));
+        fs::write(&path, "kept").unwrap();
+        assert!(matches!(Socket::probe(&path), Err(SocketError::NotASocket { .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"kept");
+        let socket = Socket::bind(&folder.path().join("other")).unwrap();
+        assert!(matches!(Socket::probe(socket.path()), Err(SocketError::InUse { .. })));
+        assert!(matches!(Socket::probe(&folder.path().join("x".repeat(200))), Err(SocketError::PathTooLong { .. })));
     }
 
     #[test]

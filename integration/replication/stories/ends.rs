@@ -1,6 +1,7 @@
 //! A writer ends without a word, or is replaced while it still runs: what was acknowledged stays, and nobody is
 //! told anything that is not so.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -87,6 +88,33 @@ fn a_writer_that_is_replaced_tells_its_guest_nothing_any_more() {
     assert_eq!(successor.read(8 << 20, BLOCK), [1; BLOCK], "what was not acknowledged is not there");
     drop(successor);
     new.process.terminate();
+    cluster.assert_equal();
+}
+
+#[test]
+fn a_writer_that_could_not_listen_does_not_replace_the_one_that_serves() {
+    let mut cluster = Cluster::start(&Plan::USUAL);
+    let old = cluster.serve(0, &[]);
+    cluster.await_in_sync(0);
+    let mut guest = Guest::connect_as(&old.socket, Options::CLOUD_HYPERVISOR);
+    guest.stay();
+    guest.write(0, &[1; BLOCK]);
+    let before = cluster.stored_view();
+
+    let taken = old.socket.with_file_name("2.sock");
+    fs::write(&taken, "something else").unwrap();
+    let mut new = cluster.begin_to_serve(1, &[]);
+    assert_eq!(new.socket, taken);
+    let status = new.process.await_end(LONG);
+    let said = new.process.said();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("there is a file that is no socket"), "{said}");
+
+    assert_eq!(cluster.stored_view(), before, "it has claimed nothing");
+    guest.write(BLOCK as u64, &[2; BLOCK]);
+    assert_eq!(guest.read(0, 2 * BLOCK), [[1; BLOCK], [2; BLOCK]].concat());
+    drop(guest);
+    old.process.terminate();
     cluster.assert_equal();
 }
 
