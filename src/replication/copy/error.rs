@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::coordination::RecordDamage;
 use crate::replication::view::ViewNumber;
 use crate::store::{HolderError, RegionTableError, StoreError};
 
@@ -27,10 +28,12 @@ pub enum CopyError {
         source: io::Error,
     },
     /// `view.json` is not a view of this volume.
-    #[error("the view.json in {} is not one of this volume: make this copy again from another one", .dir.display())]
+    #[error("the view.json in {}: {damage}: make this copy again from another one", .dir.display())]
     ViewRecord {
         /// The folder.
         dir: PathBuf,
+        /// What is wrong with it.
+        damage: RecordDamage,
     },
     /// The record of the view is older than the region table.
     #[error(

@@ -32,6 +32,7 @@ use super::message::{ROWS_MAX, Request};
 use super::region::{RegionIndex, Regions, Row};
 use super::replica::Replica;
 use super::view::{Incarnation, View, ViewNumber};
+use crate::coordination::record;
 use crate::io::file::BlockFile;
 use crate::io::zeroing::KnownZeroing;
 use crate::io::{Engines, Errno, Kind};
@@ -70,8 +71,8 @@ impl OpenCopy {
         let holder = Holder::record(dir)?;
         let superblock = store.superblock();
         let regions = Regions::of(superblock.size_bytes);
-        let mut table = open_table(dir, superblock.id, &regions)?;
         let view = recorded_view(dir, superblock.id)?;
+        let mut table = open_table(dir, superblock.id, &regions, view.is_some())?;
         settle_view(dir, &mut table, view.as_ref())?;
 
         let data = |source| CopyError::Data { path: store.data_path().to_owned(), source };
@@ -257,9 +258,7 @@ struct Complaints {
 /// [`CopyError`] when the record cannot be read or is of another volume.
 pub fn recorded_view(dir: &Path, volume: Uuid) -> Result<Option<View>, CopyError> {
     let Some(record) = read_view_record(dir)? else { return Ok(None) };
-    let damaged = || CopyError::ViewRecord { dir: dir.to_owned() };
-    let view: View = serde_json::from_slice(&record).map_err(|_| damaged())?;
-    if view.check().is_err() || view.volume != volume { Err(damaged()) } else { Ok(Some(view)) }
+    record::parse(&record, volume).map(Some).map_err(|damage| CopyError::ViewRecord { dir: dir.to_owned(), damage })
 }
 
 /// Records a view. The region table is to accept it afterwards.
@@ -268,14 +267,15 @@ pub fn recorded_view(dir: &Path, volume: Uuid) -> Result<Option<View>, CopyError
 ///
 /// [`CopyError`] when it cannot be written.
 pub fn record_view(dir: &Path, view: &View) -> Result<(), CopyError> {
-    let record = serde_json::to_vec(view).map_err(|_| CopyError::ViewRecord { dir: dir.to_owned() })?;
-    Ok(replace_view_record(dir, &record)?)
+    Ok(replace_view_record(dir, &record::render(view))?)
 }
 
-fn open_table(dir: &Path, volume: Uuid, regions: &Regions) -> Result<RegionTable, CopyError> {
+/// The table; a new one for a copy that was made before it became one of several. One that has accepted a view had a
+/// table: without it, what it holds would pass for as old as can be, and what other copies lack would not be sent to
+/// them.
+fn open_table(dir: &Path, volume: Uuid, regions: &Regions, accepted: bool) -> Result<RegionTable, CopyError> {
     match RegionTable::open(dir, volume, regions.region_bytes(), regions.count()) {
-        // A copy that was made before it became one of several.
-        Err(RegionTableError::Missing { .. }) => {
+        Err(RegionTableError::Missing { .. }) if !accepted => {
             Ok(RegionTable::create(dir, volume, regions.region_bytes(), regions.count())?)
         }
         opened => Ok(opened?),

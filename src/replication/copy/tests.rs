@@ -326,8 +326,45 @@ fn a_view_that_was_recorded_before_a_crash_is_accepted_with_its_open_rows() {
     assert_eq!(copy.replica().rows()[2], rows[1].1);
     drop(copy);
     assert_eq!(RegionTable::peek_accepted(&fixture.dir, fixture.volume).unwrap(), 6);
-    std::fs::write(fixture.dir.join("view.json"), "{}").unwrap();
-    assert!(matches!(OpenCopy::open(&fixture.dir, None), Err(CopyError::ViewRecord { .. })));
+}
+
+#[test]
+fn a_record_of_the_view_with_any_damage_is_refused() {
+    let fixture = Fixture::new(None);
+    fixture.open(Kind::Inline).persist(&[], Some(&fixture.view(4))).unwrap();
+    let path = fixture.dir.join("view.json");
+    let good = std::fs::read(&path).unwrap();
+    // Such as a digit of its number, which would have every writer of a lower view refused.
+    for position in 0..good.len() {
+        let mut damaged = good.clone();
+        damaged[position] ^= 1;
+        std::fs::write(&path, &damaged).unwrap();
+        let opened = recorded_view(&fixture.dir, fixture.volume);
+        assert!(matches!(opened, Err(CopyError::ViewRecord { .. })), "byte {position}");
+    }
+    for other in [&b"{}"[..], &serde_json::to_vec(&fixture.view(4)).unwrap()] {
+        std::fs::write(&path, other).unwrap();
+        assert!(matches!(OpenCopy::open(&fixture.dir, None), Err(CopyError::ViewRecord { .. })));
+    }
+    std::fs::write(&path, &good).unwrap();
+    fixture.open(Kind::Inline);
+}
+
+#[test]
+fn a_copy_that_has_accepted_a_view_does_not_open_without_its_region_table() {
+    let fixture = Fixture::new(None);
+    fixture.open(Kind::Inline);
+    let table = fixture.dir.join("regions");
+    std::fs::remove_file(&table).unwrap();
+    // Nothing was written to it by then.
+    fixture.open(Kind::Inline).persist(&[], Some(&fixture.view(4))).unwrap();
+    let kept = std::fs::read(&table).unwrap();
+    std::fs::remove_file(&table).unwrap();
+    let error = OpenCopy::open(&fixture.dir, None).err().unwrap();
+    assert!(matches!(error, CopyError::Table(RegionTableError::Missing { .. })), "{error}");
+    assert!(!table.exists(), "an empty one in its place would pass for a copy that has nothing");
+    std::fs::write(&table, kept).unwrap();
+    assert_eq!(fixture.open(Kind::Inline).replica().accepted(), ViewNumber(4));
 }
 
 #[test]

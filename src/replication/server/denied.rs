@@ -235,6 +235,7 @@ const NAMES_SHOWN: usize = 4;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coordination::RecordDamage;
     use crate::replication::view::ViewNumber;
 
     #[test]
@@ -257,7 +258,7 @@ mod tests {
 
     #[test]
     fn those_without_a_proof_learn_nothing_of_the_disk() {
-        let denied = Denied::Copy(CopyError::ViewRecord { dir: "/secret".into() });
+        let denied = Denied::Copy(CopyError::ViewRecord { dir: "/secret".into(), damage: RecordDamage::NotAView });
         assert!(!denied.refusal().text().contains("secret"));
         assert_eq!(denied.refusal().code(), RefusalCode::Damaged);
         let superseded = Denied::Replica(replica::Refusal::Superseded(ViewNumber(9)));
