@@ -85,6 +85,11 @@ impl BlockFile {
         })
     }
 
+    /// The file itself, for those who know what it takes.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path

@@ -13,10 +13,11 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::Volume;
+use crate::io::file::BlockFile;
 use crate::io::holes;
 
 /// An image to read or write, open, and the name that errors call it by.
@@ -52,7 +53,7 @@ impl Image {
 /// anything is written; a pipe that turns out to be is refused after the volume has been filled.
 pub fn import(volume: &Volume, image: Image, progress: &mut dyn FnMut(u64)) -> Result<(), ImageError> {
     let data_error = |source| ImageError::Data { path: volume.data_path().to_owned(), source };
-    let data = File::options().read(true).write(true).open(volume.data_path()).map_err(data_error)?;
+    let data = BlockFile::open_buffered(volume.data_path(), false).map_err(data_error)?.into_file();
     refuse_itself(&image, &data)?;
     let size_bytes = volume.size_bytes();
     let source = ImageSource::new(&image)?;
@@ -88,9 +89,10 @@ pub fn import(volume: &Volume, image: Image, progress: &mut dyn FnMut(u64)) -> R
     Ok(())
 }
 
-/// Writes the whole content of `volume` to `image`. A regular file becomes exactly the volume's
-/// size, with holes where the volume has zeros; a block device must be large enough; to anything
-/// else the bytes are written one after the other. Durable when it returns, where that means
+/// Writes the whole content of `volume` to `image`. A regular file at whose start it is becomes exactly the
+/// volume's size, with holes where the volume has zeros; a block device must be large enough; to anything
+/// else the bytes are written one after the other, and so to a file that is to be appended to or has
+/// been written to already. Durable when it returns, where that means
 /// something. `progress` is told how many bytes are done.
 ///
 /// # Errors
@@ -186,7 +188,11 @@ pub enum ImageError {
         source: io::Error,
     },
     /// The volume's data cannot be read or written.
-    #[error("cannot use {}: {source}: check the disk and try again", .path.display())]
+    #[error(
+        "cannot use {}: {source}: check the disk and try again; a volume that was being imported to may hold a part of \
+         the image",
+        .path.display()
+    )]
     Data {
         /// The data file or device.
         path: PathBuf,
@@ -256,13 +262,17 @@ enum TargetKind {
 impl<'a> ImageTarget<'a> {
     fn new(image: &'a Image, size_bytes: u64) -> Result<ImageTarget<'a>, ImageError> {
         let file = &image.file;
-        let prepare = || {
+        let prepare = || -> io::Result<_> {
             let kind = file.metadata()?.file_type();
             if kind.is_block_device() {
                 let length_bytes = rustix::fs::seek(file, SeekFrom::End(0))?;
                 return Ok((TargetKind::Device, length_bytes));
             }
-            if !kind.is_file() {
+            // Where to write is not for whoever appends to say, and what stands before is not to be lost.
+            let is_start = || -> io::Result<bool> {
+                Ok(!rustix::fs::fcntl_getfl(file)?.contains(OFlags::APPEND) && rustix::fs::tell(file)? == 0)
+            };
+            if !kind.is_file() || !is_start()? {
                 return Ok((TargetKind::Stream, size_bytes));
             }
             // Emptied first, so that nothing of what was there shines through the holes.
@@ -298,7 +308,11 @@ impl<'a> ImageTarget<'a> {
     fn sync(&self) -> io::Result<()> {
         match self.kind {
             TargetKind::Sparse | TargetKind::Device => self.file.sync_all(),
-            TargetKind::Stream => Ok(()),
+            // A pipe keeps nothing that could be made durable.
+            TargetKind::Stream => match rustix::fs::fsync(self.file) {
+                Err(Errno::INVAL | Errno::ROFS) => Ok(()),
+                synced => Ok(synced?),
+            },
         }
     }
 }
@@ -566,6 +580,22 @@ mod tests {
             let error = import(&disk.open(), Image::new(theirs, name), &mut |_| {}).unwrap_err();
             assert!(matches!(error, ImageError::Overflow { size_bytes: 3_145_728, .. }), "{error}");
         });
+    }
+
+    #[test]
+    fn what_a_file_holds_stays_where_it_is_appended_to() {
+        let disk = Disk::new(1 << 20, SectorSize::Bytes512, true);
+        let mut content = random(1 << 20);
+        content[4096..65536].fill(0);
+        disk.import(&content).unwrap();
+        let path = disk.parent.path().join("kept");
+        let appending = File::options().append(true).create(true).open(&path).unwrap();
+        let written = || File::options().write(true).truncate(true).create(true).open(&path).unwrap();
+        for (name, mut file) in [("appended to", appending), ("written to before", written())] {
+            file.write_all(b"header").unwrap();
+            export(&disk.open(), Image::new(file, &path), &mut |_| {}).unwrap();
+            assert!(fs::read(&path).unwrap() == [b"header", &content[..]].concat(), "{name}");
+        }
     }
 
     #[test]
