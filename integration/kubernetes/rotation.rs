@@ -8,6 +8,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Instant;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -122,7 +124,8 @@ fn a_damaged_key_is_named_and_holds_back_no_other() {
     assert_success(&sealblk(cluster, &["key", "verify", &tenant.namespace]));
 }
 
-/// More volume keys than the API server is asked for at once.
+/// More volume keys than the API server is asked for at once, among Secrets of other programs: some so large that an
+/// answer cannot hold as many, and one with a field that a volume key has, too.
 #[test]
 fn a_namespace_of_many_volumes_is_verified_and_rotated_whole() {
     const COUNT: usize = 520;
@@ -142,6 +145,14 @@ fn a_namespace_of_many_volumes_is_verified_and_rotated_whole() {
             });
         }
     });
+    let large = json!({"release": STANDARD.encode(vec![b'x'; 900 << 10])});
+    let others = (0..5).map(|number| (format!("copy-99-{number}"), large.clone()));
+    for (name, data) in others.chain([("copy-hmac-token".to_owned(), json!({"hmac": STANDARD.encode("a token")}))]) {
+        let metadata = json!({"name": name, "namespace": tenant.namespace});
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data});
+        let path = format!("/api/v1/namespaces/{}/secrets", tenant.namespace);
+        assert_success(&cluster.feed(&["create", "--raw", &path, "-f", "-"], &secret.to_string()));
+    }
     let all = COUNT + tenant.volumes.len();
     let output = sealblk(cluster, &["key", "rotate-namespace", &tenant.namespace]);
     assert_success(&output);

@@ -1,7 +1,7 @@
 //! The arguments by which every command that opens a volume is given its key.
 
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -122,10 +122,11 @@ impl ClusterArgs {
     }
 }
 
-/// The source of a namespace's key; a file may be named without a scheme.
+/// The source of a namespace's key; a file may be named without a scheme, if there is one: what was given by mistake
+/// may be the key itself, and errors name files.
 pub fn namespace_source(text: &str) -> Result<Source, SourceError> {
     match Source::from_str(text) {
-        Err(SourceError::UnknownScheme) if !text.contains(':') => Ok(Source::File(text.into())),
+        Err(SourceError::UnknownScheme) if Path::new(text).exists() => Ok(Source::File(text.into())),
         Ok(Source::Pvc { .. }) => Err(SourceError::NotOfNamespace),
         source => source,
     }

@@ -62,11 +62,17 @@ pub fn generate(request: &Request) -> Result<Zeroizing<String>, KeyError> {
     write_field(&mut text, "hmac", &wrapping.hmac);
     if let Some(fresh) = &fresh {
         text.push_str("---\n");
+        text.push_str(WARNING);
         write_head(&mut text, names::NAMESPACE_KEY_SECRET, names::NAMESPACE_KEY_COMPONENT, request, None);
         write_field(&mut text, "key", fresh.bytes());
     }
     Ok(text)
 }
+
+/// What whoever looks at the manifest before using it should know.
+const WARNING: &str = "\
+# A new key for the namespace. Never let it replace one that is there already: what is wrapped under that one would be\n\
+# unreadable. kubectl create leaves it alone, kubectl apply does not; --namespace-key makes a manifest without this.\n";
 
 /// A new volume key's Secret as the API server takes it, in JSON, with its clear key unless it is
 /// `wrapped_only`. The caller must wipe what it frees.

@@ -25,7 +25,7 @@ use zeroize::{Zeroizing, zeroize_stack};
 
 use super::error::{KeyError, Origin};
 use super::manifest::Secret;
-use super::names;
+use super::names::{self, ObjectName};
 use crate::crypto::Locked;
 use crate::crypto::xts::{XtsKey, XtsKeyError};
 
@@ -249,7 +249,18 @@ fn pick(
 
 /// Whether a Secret has any field of those that only a volume key's has.
 pub fn has_wrapping(secret: &Secret) -> bool {
-    ["iv", "vuk", "hmac"].iter().any(|field| secret.has(field))
+    wrapping_fields(secret) > 0
+}
+
+/// Whether a Secret of a namespace is a volume's key. One field alone, such as `hmac`, may also be what another program
+/// calls a secret of its own.
+pub fn is_of_volume(name: &ObjectName, secret: &Secret) -> bool {
+    let least = if name.as_str().starts_with(names::VOLUME_KEY_SECRET_PREFIX) { 1 } else { 2 };
+    wrapping_fields(secret) >= least
+}
+
+fn wrapping_fields(secret: &Secret) -> usize {
+    ["iv", "vuk", "hmac"].into_iter().filter(|field| secret.has(field)).count()
 }
 
 fn required(secret: &Secret, field: &'static str, expected_bytes: usize) -> Result<Zeroizing<Vec<u8>>, KeyError> {

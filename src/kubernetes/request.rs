@@ -79,7 +79,13 @@ pub enum RequestError {
         /// What it says.
         message: String,
     },
-    /// Any other status, or an answer that does not end.
+    /// More bytes than an answer may have.
+    #[error("its answer has more than {bytes_max} bytes: check that its address is the one of an API server")]
+    TooLong {
+        /// How many it may have.
+        bytes_max: usize,
+    },
+    /// Any other status.
     #[error("it answers with something else ({code}: {message}): check that its address is the one of an API server")]
     Unexpected {
         /// HTTP status.
@@ -148,7 +154,7 @@ async fn answer(client: &Client, request: Request<Body>) -> Result<Bytes, Reques
     let body = match Limited::new(body, ANSWER_BYTES_MAX).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            return Err(RequestError::Unexpected { code, message: "an answer that does not end".to_owned() });
+            return Err(RequestError::TooLong { bytes_max: ANSWER_BYTES_MAX });
         }
         Err(error) => return Err(of_transport(error.as_ref())),
     };

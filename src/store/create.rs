@@ -25,13 +25,15 @@ pub struct Held {
 /// Makes the files of a volume in `dir`. See [`Store::create`](super::Store::create).
 pub fn create(dir: &Path, superblock: &Superblock, device: Option<&Path>) -> Result<Held, StoreError> {
     let device = device.map(|path| Device::hold(path, superblock.size_bytes)).transpose()?;
+    // Declared before what clears away, so that its lock is let go of after that.
+    let folder;
     let mut made = Made::default();
     match DirBuilder::new().mode(0o700).create(dir) {
         Ok(()) => made.add(dir.to_owned()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(StoreError::io(dir, "make the folder")(error)),
     }
-    let folder = open_folder(dir)?;
+    folder = open_folder(dir)?;
     lock(&folder, Access::Exclusive, dir)?;
     clear_interrupted(dir)?;
 

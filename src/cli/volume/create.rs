@@ -25,9 +25,9 @@ pub struct CreateArgs {
     size: Option<u64>,
     #[command(flatten)]
     key: KeyArgs,
-    /// Bytes in a sector, which is also the unit of encryption
-    #[arg(long, value_name = "BYTES", default_value = "512")]
-    sector_size: SectorSizeArg,
+    /// Bytes in a sector, which is also the unit of encryption [default: 512]
+    #[arg(long, value_name = "BYTES")]
+    sector_size: Option<SectorSizeArg>,
     /// Block device or file to keep the sectors on, in place of a sparse file in the folder
     #[arg(long, value_name = "PATH")]
     device: Option<PathBuf>,
@@ -72,8 +72,8 @@ enum SectorSizeArg {
 
 pub fn run(args: &CreateArgs) -> Result<(), CliError> {
     let sector_size = match args.sector_size {
-        SectorSizeArg::Bytes512 => SectorSize::Bytes512,
-        SectorSizeArg::Bytes4096 => SectorSize::Bytes4096,
+        None | Some(SectorSizeArg::Bytes512) => SectorSize::Bytes512,
+        Some(SectorSizeArg::Bytes4096) => SectorSize::Bytes4096,
     };
     if let Some(dir) = &args.dir {
         let size_bytes = args.size.ok_or_else(|| CliError::Usage("give --size".to_owned()))?;
@@ -92,6 +92,10 @@ pub fn run(args: &CreateArgs) -> Result<(), CliError> {
             let (members, writers) = (members.clone(), writers.clone());
             let (failure_mode, lease) = (*failure_mode, *lease);
             (Planned { size_bytes, sector_size, members, failure_mode, lease, writers }, args.key.load()?)
+        }
+        (ViewPlace::Kubernetes(_), None) if args.sector_size.is_some() => {
+            let what = "the Volume of the cluster says what its sectors are: leave --sector-size out";
+            return Err(CliError::Usage(what.to_owned()));
         }
         (ViewPlace::Kubernetes(name), None) => Planned::of_spec(&in_cluster(name, &cluster), &args.key)?,
         _ => return Err(CliError::Usage("give --size and --member, or neither and a Volume of a cluster".to_owned())),

@@ -163,7 +163,7 @@ impl AccessError {
             AccessError::Connect(_) => false,
             AccessError::NotTheObject { .. } => true,
             AccessError::Request { source, .. } => match source {
-                RequestError::Unreachable { .. } | RequestError::NoAnswer { .. } => true,
+                RequestError::Unreachable { .. } | RequestError::NoAnswer { .. } | RequestError::TooLong { .. } => true,
                 RequestError::Unable { code, .. } => *code != TOO_MANY_REQUESTS,
                 RequestError::Unexpected { code, .. } => !(400..500).contains(code),
                 RequestError::Untrusted { .. }
