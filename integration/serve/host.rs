@@ -4,6 +4,7 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::support::loopback::{LoopDevice, Mount};
 use crate::support::pattern::pattern;
 use crate::support::request::{DISCARD, OK, Request, WRITE_ZEROES};
 use crate::support::served::{Served, command};
-use crate::support::volume::Volume;
+use crate::support::volume::{SEALBLK, Volume};
 use crate::support::wait_until;
 
 const SIZE: u64 = 16 << 20;
@@ -62,6 +63,18 @@ fn a_block_device_is_written_by_one_alone() {
     let output = command(&volume, &socket).output().expect("running sealblk");
     let reason = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && reason.contains("resource busy") && reason.contains("lsblk"), "{reason}");
+
+    let image = folder.path().join("image");
+    fs::write(&image, pattern(2, 4096)).expect("an image");
+    let before = fs::read(&device.path).expect("reading the device");
+    let mut import = Command::new(SEALBLK);
+    import.args(["volume", "import"]).arg(volume.directory()).arg(&image).args(volume.key_arguments());
+    let output = import.output().expect("running sealblk");
+    let reason = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && reason.contains("resource busy"), "{reason}");
+    assert!(fs::read(&device.path).expect("reading the device") == before, "it was written to");
+    drop(claimed);
+    assert!(import.status().expect("running sealblk").success());
 }
 
 /// Single sectors, and runs of them that begin and end anywhere in a block of the host's.
