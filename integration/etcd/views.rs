@@ -9,6 +9,7 @@ use sealblk::coordination::{EtcdViews, RecordDamage, Swap, ViewStore, ViewStoreE
 use sealblk::replication::view::ViewNumber;
 
 use crate::scene::Scene;
+use crate::support::nodes::free_ports;
 use crate::support::views::{ID, assert_one_swaps, damage, swap_through, view};
 
 const PREFIX: &str = "/tests";
@@ -52,6 +53,21 @@ fn a_view_changes_by_compare_and_swap() {
 
     // Of many who swap at once one succeeds.
     assert_one_swaps(|| views(&scene), 2);
+}
+
+#[test]
+fn endpoints_that_refuse_connections_are_passed_over() {
+    let scene = Scene::start();
+    let [dead, other] = free_ports(2)[..] else { unreachable!() };
+    let endpoints = format!("https://127.0.0.1:{dead},{},https://127.0.0.1:{other}", scene.url());
+    let mut store = EtcdViews::new(endpoints.parse().expect("addresses"), scene.tls(0), PREFIX, ID, Duration::ZERO);
+    store.create(&view(1)).expect("a view");
+    for number in 1..=30 {
+        // A process that starts asks the first of them first; one that has found the one that answers goes on with that.
+        let mut other = EtcdViews::new(endpoints.parse().expect("addresses"), scene.tls(0), PREFIX, ID, Duration::ZERO);
+        assert_eq!(other.load().expect("the view"), view(number));
+        assert_eq!(store.swap(ViewNumber(number), &view(number + 1)).expect("a swap"), Swap::Stored);
+    }
 }
 
 #[test]

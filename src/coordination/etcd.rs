@@ -48,6 +48,8 @@ pub struct EtcdViews {
     key: String,
     volume: Uuid,
     patience: Duration,
+    /// Which endpoint is asked first: the last that answered.
+    first: usize,
     /// The revision in which the key was made, and the highest number that was read there.
     seen: Option<(i64, ViewNumber)>,
     failures: u32,
@@ -97,10 +99,36 @@ impl EtcdViews {
     /// answer.
     pub fn new(endpoints: Endpoints, tls: EtcdTls, prefix: &str, volume: Uuid, patience: Duration) -> EtcdViews {
         let key = format!("{}/{}", prefix.trim_end_matches('/'), volume.hyphenated());
-        EtcdViews { endpoints, tls, key, volume, patience, seen: None, failures: 0, not_before: None }
+        EtcdViews { endpoints, tls, key, volume, patience, first: 0, seen: None, failures: 0, not_before: None }
     }
 
-    async fn connect(&self) -> Result<Client, Failure> {
+    /// A client of the first endpoint that answers, and what it has. One after the other: the library's own choice among
+    /// several takes one that refuses connections for the readiest, and asks nobody else.
+    async fn reach(&mut self) -> Result<(Client, Option<Stored>), ViewStoreError> {
+        let (count, first, failures) = (self.endpoints.0.len(), self.first, self.failures);
+        let mut reasons = Vec::new();
+        for index in (0..count).map(|step| (first + step) % count) {
+            let answered = match self.connect(index).await {
+                Ok(mut client) => self.get(&mut client).await.map(|stored| (client, stored)),
+                Err(failure) => Err(self.unavailable(failure)),
+            };
+            match answered {
+                Ok(answered) => {
+                    (self.first, self.failures) = (index, failures);
+                    return Ok(answered);
+                }
+                Err(ViewStoreError::Unavailable { source, .. }) => reasons.push(source.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        reasons.dedup();
+        // That none answered is one failure.
+        self.failures = failures;
+        self.note();
+        Err(ViewStoreError::Unavailable { place: self.place(), source: reasons.join("; ").into() })
+    }
+
+    async fn connect(&self, index: usize) -> Result<Client, Failure> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIME)
             .with_timeout(REQUEST_TIME)
@@ -108,7 +136,7 @@ impl EtcdViews {
         if self.endpoints.use_tls() {
             options = options.with_tls(self.tls()?);
         }
-        Ok(Client::connect(&self.endpoints.0, Some(options)).await?)
+        Ok(Client::connect(&self.endpoints.0[index..=index], Some(options)).await?)
     }
 
     fn tls(&self) -> Result<TlsOptions, Failure> {
@@ -164,9 +192,9 @@ impl EtcdViews {
     }
 
     async fn change(&mut self, current: Option<ViewNumber>, next: &View) -> Result<Swap, ViewStoreError> {
-        let mut client = self.connect().await.map_err(|failure| self.unavailable(failure))?;
+        let (mut client, mut found) = self.reach().await?;
         for _ in 0..TRIES_MAX {
-            let revision = match (self.get(&mut client).await?, current) {
+            let revision = match (found, current) {
                 (Some(stored), Some(current)) if stored.view.number == current => stored.revision,
                 (Some(stored), _) => return Ok(Swap::Conflict(stored.view)),
                 (None, Some(_)) => return Err(ViewStoreError::NotFound { place: self.place() }),
@@ -176,6 +204,7 @@ impl EtcdViews {
                 self.failures = 0;
                 return Ok(Swap::Stored);
             }
+            found = self.get(&mut client).await?;
         }
         Err(self.unavailable(Failure("others change it all the time".into())))
     }
@@ -244,11 +273,7 @@ impl ViewStore for EtcdViews {
     fn load(&mut self) -> Result<View, ViewStoreError> {
         let until = Instant::now() + self.patience;
         loop {
-            let loaded = self.run(async |views| {
-                let mut client = views.connect().await.map_err(|failure| views.unavailable(failure))?;
-                views.get(&mut client).await
-            });
-            match loaded {
+            match self.run(async |views| views.reach().await.map(|(_, stored)| stored)) {
                 Ok(Some(stored)) => {
                     self.failures = 0;
                     return Ok(stored.view);
@@ -293,13 +318,14 @@ impl From<etcd_client::Error> for Failure {
     }
 }
 
-/// Whether etcd says for certain that it has not done what it was asked for.
+/// Whether etcd says for certain that it has not done what it was asked for. That its space is exhausted it may say of a
+/// change that it has just made.
 fn is_refusal(error: &etcd_client::Error) -> bool {
     use tonic::Code;
     matches!(error, etcd_client::Error::GRpcStatus(status) if matches!(
         status.code(),
         Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition
-            | Code::ResourceExhausted | Code::Unimplemented
+            | Code::Unimplemented
     ))
 }
 
@@ -314,6 +340,19 @@ const PAUSE_DOUBLINGS_MAX: u32 = 4;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_was_certainly_not_done_is_a_refusal() {
+        use tonic::{Code, Status};
+        let refused = |code| is_refusal(&etcd_client::Error::GRpcStatus(Status::new(code, "")));
+        assert!([Code::PermissionDenied, Code::Unauthenticated, Code::InvalidArgument].into_iter().all(refused));
+        let unknown =
+            [Code::ResourceExhausted, Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Unknown];
+        assert!(
+            !unknown.into_iter().any(refused),
+            "etcd applies a change that takes the last of its space, and says so"
+        );
+    }
 
     #[test]
     fn endpoints_off_this_machine_are_reached_by_tls_only() {

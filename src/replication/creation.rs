@@ -73,9 +73,17 @@ pub fn create(
         *state = MemberState::InSync(welcome.incarnation);
     }
     let view = View { number: told.number.next(), members: members_in(&states), ..told };
-    let stored = views.create(&view);
-    stored.map_err(|source| CreationError::View { abandoned: abandoned(&made), source: source.into() })?;
-    Ok(view)
+    match views.create(&view) {
+        Ok(()) => Ok(view),
+        // Whose copies have these incarnations is this volume.
+        Err(ViewStoreError::Unknown { .. }) if views.load().is_ok_and(|stored| stored == view) => Ok(view),
+        Err(source) => {
+            // What may exist is not to be removed.
+            let is_unknown = matches!(source, ViewStoreError::Unknown { .. });
+            let abandoned = abandoned(if is_unknown { &[] } else { &made });
+            Err(CreationError::View { abandoned, source: source.into() })
+        }
+    }
 }
 
 /// The volume could not be made.

@@ -163,11 +163,14 @@ impl AccessError {
             AccessError::Connect(_) => false,
             AccessError::NotTheObject { .. } => true,
             AccessError::Request { source, .. } => match source {
-                RequestError::Unreachable { .. } | RequestError::NoAnswer { .. } | RequestError::TooLong { .. } => true,
+                // A connection may break in the middle of an answer.
+                RequestError::Unreachable { .. }
+                | RequestError::Untrusted { .. }
+                | RequestError::NoAnswer { .. }
+                | RequestError::TooLong { .. } => true,
                 RequestError::Unable { code, .. } => *code != TOO_MANY_REQUESTS,
                 RequestError::Unexpected { code, .. } => !(400..500).contains(code),
-                RequestError::Untrusted { .. }
-                | RequestError::Unauthorized
+                RequestError::Unauthorized
                 | RequestError::NoCredentials { .. }
                 | RequestError::Forbidden { .. }
                 | RequestError::NotFound { .. }
