@@ -197,20 +197,24 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// The authorities of a file. One that is not valid now is left out, as long as there is another: the old
-/// one stays in the file for a while after it was replaced.
+/// The authorities of a file, of which one must be valid now. One that no longer is is left out: the old one stays in the
+/// file for a while after it was replaced. One that is not yet is taken: what it has signed says for itself from when
+/// on it is valid, and nobody would look at the file again when the moment comes.
 fn roots(path: &Path, now: SystemTime) -> Result<RootCertStore, FilesError> {
     let mut roots = RootCertStore::empty();
-    let mut refusal = FilesError::NoCertificate { path: path.to_owned() };
+    let mut refusal = Some(FilesError::NoCertificate { path: path.to_owned() });
     for certificate in certificates(path)? {
         match check_time(path, &certificate, now) {
-            Ok(_) => {
-                roots.add(certificate).map_err(|source| FilesError::Authority { path: path.to_owned(), source })?
+            Ok(_) => refusal = None,
+            Err(early @ FilesError::Early { .. }) => refusal = refusal.map(|_| early),
+            Err(error) => {
+                refusal = refusal.map(|_| error);
+                continue;
             }
-            Err(error) => refusal = error,
         }
+        roots.add(certificate).map_err(|source| FilesError::Authority { path: path.to_owned(), source })?;
     }
-    if roots.is_empty() { Err(refusal) } else { Ok(roots) }
+    refusal.map_or(Ok(roots), Err)
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FilesError> {

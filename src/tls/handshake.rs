@@ -195,6 +195,12 @@ fn check(
     let chain = connection.peer_certificates().unwrap_or_default();
     let certificate = chain.first().ok_or(Reason::NoCertificate)?;
     let peer = PeerNames::of(certificate).map_err(Reason::Names)?;
+    if let Some(ServerName::DnsName(name)) = &called
+        && !peer.has(name.as_ref())
+    {
+        // By a name with `*`, which counts for nothing here.
+        return Err(Reason::WrongName { presented: peer.iter().map(str::to_owned).collect() });
+    }
     let exporter = connection.export_keying_material([0; 32], EXPORTER_LABEL, None)?;
     Ok((peer, Credential::new(chain, called), exporter))
 }

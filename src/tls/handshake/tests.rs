@@ -224,6 +224,19 @@ fn another_node_than_was_looked_for_is_refused() {
 }
 
 #[test]
+fn a_name_with_an_asterisk_is_that_of_no_node() {
+    let fixture = Fixture::new();
+    let a = configs(&fixture.node("node-a"));
+    let names = ["*.nodes.example", "node-c.nodes.example"].map(str::to_owned);
+    let issued = fixture.authority.issue(&names, life()).unwrap();
+    let server_of = || showing(&configs(&fixture.node("node-b")), &issued).server;
+    let (client, _) = meet(a.client.clone(), server_of(), "node-b.nodes.example");
+    assert!(matches!(reason(client), Reason::WrongName { presented } if presented == ["node-c.nodes.example"]));
+    let (client, server) = meet(a.client, server_of(), "node-c.nodes.example");
+    assert!(client.is_ok() && server.is_ok());
+}
+
+#[test]
 fn a_peer_that_names_no_node_is_refused() {
     let fixture = Fixture::new();
     let b = configs(&fixture.node("node-b"));
