@@ -242,7 +242,7 @@ fn a_secret_that_the_claim_names_is_used_or_made_and_checked_at_once() {
     cluster.kubectl(&["-n", &namespace, "delete", "secret", "dying", "--wait=false"]);
     let refused = controller.try_claim(&namespace, "refused", &naming("dying"), PRESENT);
     assert!(!refused.status.success(), "a key that is being deleted was taken");
-    assert!(stderr(&refused).contains("protected"), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("is being deleted"), "{}", stderr(&refused));
     let patch = json!({"metadata": {"finalizers": null}}).to_string();
     cluster.kubectl(&["-n", &namespace, "patch", "secret", "dying", "--type=merge", "-p", &patch]);
 
@@ -250,7 +250,36 @@ fn a_secret_that_the_claim_names_is_used_or_made_and_checked_at_once() {
     foreign["annotations"]["storageos.com/encryption-secret-namespace"] = "kube-system".into();
     let refused = controller.try_claim(&namespace, "refused", &foreign, PRESENT);
     assert!(!refused.status.success() && stderr(&refused).contains("namespace"), "{}", stderr(&refused));
+    // As a claim of a backup does that is restored before its key.
+    let lost = "storageos-volume-key-9e107d9d-372b-4eb6-9826-bd817d542a41";
+    let refused = controller.try_claim(&namespace, "refused", &naming(lost), PRESENT);
+    assert!(!refused.status.success() && stderr(&refused).contains("restore it"), "{}", stderr(&refused));
     assert_eq!(list(cluster, &namespace, "secret").len(), before);
+
+    // Nor may one be named that only other claims still keep from going.
+    cluster.kubectl(&["-n", &namespace, "delete", "secret", "mine", "--wait=false"]);
+    let refused = controller.try_claim(&namespace, "three", &naming("mine"), PRESENT);
+    assert!(!refused.status.success() && stderr(&refused).contains("is being deleted"), "{}", stderr(&refused));
+}
+
+#[test]
+fn a_lost_namespace_key_is_asked_for_and_not_made_anew() {
+    let cluster = Cluster::shared();
+    let controller = Controller::start(cluster, &[]);
+    let namespace = controller.namespace("lost");
+    assert_success(&controller.try_claim(&namespace, "one", &encrypted(), PRESENT));
+    let key = get(cluster, &namespace, &format!("secret/{NAMESPACE_KEY}"));
+    cluster.kubectl(&["-n", &namespace, "delete", "secret", NAMESPACE_KEY]);
+    let before = list(cluster, &namespace, "secret").len();
+    let refused = controller.try_claim(&namespace, "two", &encrypted(), PRESENT);
+    assert!(!refused.status.success() && stderr(&refused).contains(NAMESPACE_KEY), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("restore it"), "{}", stderr(&refused));
+    assert_eq!(list(cluster, &namespace, "secret").len(), before);
+
+    let metadata = json!({"name": NAMESPACE_KEY, "namespace": namespace});
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": key["data"]});
+    cluster.apply(&secret.to_string());
+    assert_success(&controller.try_claim(&namespace, "two", &encrypted(), PRESENT));
 }
 
 #[test]

@@ -74,6 +74,18 @@ enum Refusal {
         "annotation `{SECRET_NAME_ANNOTATION}` is not the name of a Secret that can hold a volume's key: correct it or leave it out"
     )]
     BadName,
+    #[error(
+        "annotation `{SECRET_NAME_ANNOTATION}` names Secret {name}, which is not there: restore it before the claim; for a \
+         new volume leave the annotation out"
+    )]
+    Lost { name: ObjectName },
+    #[error("Secret {name} is being deleted, and will be gone before the volume is: name another, or none")]
+    BeingDeleted { name: ObjectName },
+    #[error(
+        "Secret {NAMESPACE_KEY_SECRET} is not there, and this namespace has volume keys that are wrapped under it: restore \
+         it; if it was destroyed on purpose, delete the claims of those volumes first"
+    )]
+    NamespaceKeyLost,
     #[error("the request has no namespace that could hold a key")]
     NoNamespace,
     #[error("the StorageClass cannot be looked up: {0}: try again, and look into the controller's log")]
@@ -103,7 +115,7 @@ impl Admission {
         let namespace: Namespace =
             request.namespace.as_deref().unwrap_or_default().parse().map_err(|_| Refusal::NoNamespace)?;
         let secret = claim.secret(&namespace, &request.uid)?;
-        self.provide(&namespace, &secret, form, claim.pvc().as_ref(), request.dry_run).await?;
+        self.provide(&namespace, &secret, form, claim, request.dry_run).await?;
         Ok(Verdict { patch: claim.annotate(&namespace, &secret) })
     }
 
@@ -113,18 +125,30 @@ impl Admission {
         namespace: &Namespace,
         name: &ObjectName,
         form: Form,
-        pvc: Option<&Pvc>,
+        claim: &Claim,
         dry_run: bool,
     ) -> Result<(), Refusal> {
+        let (pvc, named) = (claim.pvc(), claim.annotation(SECRET_NAME_ANNOTATION).is_some());
         let mut keys = VolumeKeys::new(self.client.clone(), namespace, PATIENCE);
         let found = keys.find(name).await?;
         if dry_run {
             return Ok(());
         }
         let secret = match found {
+            Some(secret) if secret.is_being_deleted() => return Err(Refusal::BeingDeleted { name: name.clone() }),
             Some(secret) => secret,
+            None if named && name.as_str().starts_with(VOLUME_KEY_SECRET_PREFIX) => {
+                return Err(Refusal::Lost { name: name.clone() });
+            }
             None => {
-                let secret = keys.make(name, pvc, form).await?;
+                let lost = !keys.has_namespace_key().await?
+                    && grants::any(&self.client, namespace).await.map_err(Refusal::Grant)?
+                    // It may have been made just before the first grant was.
+                    && !keys.has_namespace_key().await?;
+                if lost {
+                    return Err(Refusal::NamespaceKeyLost);
+                }
+                let secret = keys.make(name, pvc.as_ref(), form).await?;
                 log::info!("made Secret {namespace}/{name}");
                 secret
             }

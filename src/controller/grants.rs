@@ -6,7 +6,7 @@
 
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, Resource};
 
 use super::encryption::Form;
@@ -64,6 +64,17 @@ pub async fn grant(
     };
     create(&Api::namespaced(client.clone(), namespace.as_str()), &role).await?;
     create(&Api::namespaced(client.clone(), namespace.as_str()), &binding).await
+}
+
+/// Whether there is a Role by which nodes read a volume's key, and so a volume.
+///
+/// # Errors
+///
+/// The library's.
+pub async fn any(client: &Client, namespace: &Namespace) -> Result<bool, kube::Error> {
+    let roles: Api<Role> = Api::namespaced(client.clone(), namespace.as_str());
+    let ours = format!("{MANAGED_BY_LABEL}={SEALBLK},{COMPONENT_LABEL}={VOLUME_KEY_COMPONENT}");
+    Ok(!roles.list_metadata(&ListParams::default().labels(&ours).limit(1)).await?.items.is_empty())
 }
 
 async fn create<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>

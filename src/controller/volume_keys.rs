@@ -53,6 +53,15 @@ impl VolumeKeys<'_> {
         Ok(Some(volume))
     }
 
+    /// Whether the namespace has its key.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError::Cluster`].
+    pub async fn has_namespace_key(&mut self) -> Result<bool, KeyError> {
+        Ok(found(self.session.secret(self.namespace, &self.namespace_secret).await)?.is_some())
+    }
+
     /// Makes a volume key's Secret, and before it the namespace's if there is none. If somebody else has
     /// just made the volume's, it is that one.
     ///

@@ -25,6 +25,7 @@ pub struct Secret {
     origin: Origin,
     resource_version: Option<String>,
     uid: Option<String>,
+    deleting: bool,
     data: BTreeMap<String, Value>,
     string_data: BTreeMap<String, Value>,
 }
@@ -33,6 +34,11 @@ impl Secret {
     /// What errors call this Secret.
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// Whether it is being deleted, and only stays until whoever holds it lets it go.
+    pub fn is_being_deleted(&self) -> bool {
+        self.deleting
     }
 
     /// What the API server calls this state of the Secret.
@@ -236,19 +242,20 @@ impl Manifest {
     }
 
     fn with_origin(self, origin: Origin) -> Secret {
-        let (resource_version, uid) =
-            self.metadata.map(|metadata| (metadata.resource_version, metadata.uid)).unwrap_or_default();
-        Secret { origin, resource_version, uid, data: self.data.0, string_data: self.string_data.0 }
+        let Metadata { resource_version, uid, deletion_timestamp, .. } = self.metadata.unwrap_or_default();
+        let deleting = deletion_timestamp.is_some();
+        Secret { origin, resource_version, uid, deleting, data: self.data.0, string_data: self.string_data.0 }
     }
 }
 
-#[derive(serde::Deserialize)]
+#[derive(Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {
     name: Option<String>,
     namespace: Option<String>,
     resource_version: Option<String>,
     uid: Option<String>,
+    deletion_timestamp: Option<String>,
 }
 
 /// The fields of `data` or `stringData`. A field given twice is refused: which one counts would
