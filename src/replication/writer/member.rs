@@ -250,3 +250,16 @@ const BACKOFF_US_MAX: u64 = 5_000_000;
 const FAILED_PAUSE_US_MIN: u64 = 1_000_000;
 const FAILED_PAUSE_US_MAX: u64 = 60_000_000;
 const FAILED_DOUBLINGS_MAX: u32 = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_takes_a_place_goes_on_counting_its_sessions() {
+        let mut member = Member::new(Time::default());
+        member.session = 7;
+        member.replace(Time::default());
+        assert_eq!(member.session, 7, "what is said of the last session would be taken for something of the next");
+    }
+}
