@@ -53,14 +53,11 @@ impl Disk {
         features::offered(self.attachment.read_only())
     }
 
-    /// Takes the feature bits that the driver accepted, and resets what they govern if they are
-    /// new: front ends send them again when only a bit of their own has changed.
+    /// Takes the feature bits that the driver accepted. What the write cache was set to stays: QEMU reads the
+    /// configuration space once, answers drivers out of what it has read and set, and sends no setting twice. So after a
+    /// guest has started again its next driver is told, and sends flushes or not, by what the one before it has set.
     pub fn negotiate(&self, accepted: u64) {
-        let accepted = accepted & self.offered_features();
-        if self.features.swap(accepted, Ordering::Relaxed) != accepted {
-            // Without FLUSH the driver has no way to make a cached write stable (§5.2.5.2).
-            self.writeback.store(features::has(accepted, features::FLUSH), Ordering::Relaxed);
-        }
+        self.features.store(accepted & self.offered_features(), Ordering::Relaxed);
     }
 
     /// Forgets what was negotiated, for the next driver.
@@ -81,7 +78,7 @@ impl Disk {
             size_bytes: volume.size_bytes(),
             sector_size_bytes: volume.sector_size_bytes(),
             queues: self.queues_max,
-            writeback: self.writeback.load(Ordering::Relaxed),
+            writeback: self.writeback.load(Ordering::Relaxed) && !self.lacks_flush(),
         }
         .to_bytes()
     }
@@ -97,6 +94,12 @@ impl Disk {
     /// turned the cache on and cannot flush it.
     pub fn writes_through(&self) -> bool {
         !self.writeback.load(Ordering::Relaxed) || !features::has(self.accepted_features(), features::FLUSH)
+    }
+
+    /// Whether a driver has accepted features, and not the one by which it could make a cached write stable (§5.2.5.2).
+    fn lacks_flush(&self) -> bool {
+        let accepted = self.accepted_features();
+        accepted != 0 && !features::has(accepted, features::FLUSH)
     }
 
     /// What requests are checked against.
@@ -152,6 +155,37 @@ impl std::str::FromStr for Serial {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::Kind;
+    use crate::store::{Access, SectorSize};
+    use crate::volume::{Creation, Volume};
+
+    #[test]
+    fn the_write_cache_stays_as_it_was_set_while_drivers_come_and_go() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("disk");
+        let creation = Creation { size_bytes: 1 << 20, sector_size: SectorSize::Bytes512, device: None };
+        Volume::create(&dir, creation, None).unwrap();
+        let volume = Volume::open(&dir, None, Access::Exclusive).unwrap();
+        let attachment = Attachment::new(volume, Kind::Inline, false).unwrap();
+        let disk = Disk::new(Arc::new(attachment), "disk".parse().unwrap(), 1);
+        let shown = || disk.config()[config::WRITEBACK_OFFSET];
+        let all = disk.offered_features();
+        assert_eq!(shown(), 1, "what a front end reads before there is a driver");
+        disk.negotiate(all);
+        assert!(!disk.writes_through());
+        disk.set_writeback(false);
+        // A guest starts again: its firmware takes little, its system everything, and believes what QEMU has kept.
+        for accepted in [0, all & !(1 << features::FLUSH), all] {
+            disk.negotiate(accepted);
+            assert!(disk.writes_through(), "{accepted:#x}");
+            assert_eq!(shown(), 0, "{accepted:#x}");
+        }
+        disk.set_writeback(true);
+        disk.negotiate(all & !(1 << features::FLUSH));
+        assert_eq!((shown(), disk.writes_through()), (0, true), "it could not flush");
+        disk.negotiate(all);
+        assert_eq!((shown(), disk.writes_through()), (1, false));
+    }
 
     #[test]
     fn serials_are_padded_and_checked() {
