@@ -338,8 +338,9 @@ impl Lane {
         loop {
             let Some(&extent) = self.requests[key].extents.front() else { return true };
             match (self.attachment.zeroing().best(), self.requests[key].kind) {
-                // Nothing here can give space back; a discard is only a hint.
-                (Zeroing::Write, Kind::Discard) => {}
+                // Nothing here can give space back, and a discard is only a hint. To zero the range would keep the space
+                // all the same, and many devices then write every zero.
+                (Zeroing::ZeroRange | Zeroing::Write, Kind::Discard) => {}
                 (Zeroing::Write, _) => {
                     let len = extent.len.min(BUFFER_BYTES_MAX as u64) as usize;
                     let Some(mut buffer) = self.buffers.take(len) else { return false };

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use super::*;
 use crate::crypto::xts::{Xts, XtsKey};
-use crate::io;
+use crate::io::{self, ZeroMethod};
 use crate::store::{Access, SectorSize, Store};
 use crate::volume::{Creation, Volume};
 
@@ -270,6 +270,19 @@ fn a_file_system_without_holes_gets_zeros_written() {
     lane.discard(2, [Extent { offset: 0, len: 4096 }], false);
     assert_eq!(results(&mut lane), [Ok(())]);
     assert!(submitted.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_discard_that_could_give_no_space_back_writes_nothing() {
+    let (_folder, mut lane, submitted) = scripted(&[Err(Errno(libc::EOPNOTSUPP))]);
+    for token in [1, 2] {
+        lane.discard(token, [Extent { offset: 0, len: 1 << 20 }, Extent { offset: 4 << 20, len: 4096 }], false);
+        assert_eq!(results(&mut lane), [Ok(())]);
+    }
+    // As for a device that has to be told every zero.
+    let operations = submitted.lock().unwrap();
+    let is_hole = |operation: &Operation| matches!(operation, Operation::Zero { method: ZeroMethod::PunchHole, .. });
+    assert!(operations.len() <= 2 && operations.iter().all(is_hole), "{operations:?}");
 }
 
 #[test]
