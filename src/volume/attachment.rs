@@ -117,7 +117,12 @@ impl Attachment {
             // SAFETY: no memory is involved.
             Backing::File(engines) => match unsafe { libc::fdatasync(engines.file().as_raw_fd()) } {
                 0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
+                _ => {
+                    let error = Errno::last();
+                    // The kernel tells of it once: the next flush, of whoever connects then, would end well.
+                    self.poison(error);
+                    Err(io::Error::from_raw_os_error(error.0))
+                }
             },
             Backing::Copies(primary) => primary.flush(),
         }
