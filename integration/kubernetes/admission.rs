@@ -280,6 +280,14 @@ fn a_lost_namespace_key_is_asked_for_and_not_made_anew() {
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": key["data"]});
     cluster.apply(&secret.to_string());
     assert_success(&controller.try_claim(&namespace, "two", &encrypted(), PRESENT));
+
+    // Where it was destroyed on purpose, another is made once nothing is left that was wrapped under it. Roles go with
+    // the Secrets that own them, by a controller that does not run here.
+    cluster.kubectl(&["-n", &namespace, "delete", "secret", NAMESPACE_KEY]);
+    assert!(!controller.try_claim(&namespace, "three", &encrypted(), PRESENT).status.success());
+    cluster.kubectl(&["-n", &namespace, "delete", "role", "--all"]);
+    assert_success(&controller.try_claim(&namespace, "three", &encrypted(), PRESENT));
+    assert_ne!(get(cluster, &namespace, &format!("secret/{NAMESPACE_KEY}"))["data"], key["data"]);
 }
 
 #[test]

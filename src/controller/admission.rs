@@ -83,7 +83,7 @@ enum Refusal {
     BeingDeleted { name: ObjectName },
     #[error(
         "Secret {NAMESPACE_KEY_SECRET} is not there, and this namespace has volume keys that are wrapped under it: restore \
-         it; if it was destroyed on purpose, delete the claims of those volumes first"
+         it; if it was destroyed on purpose, delete their Secrets first, and before these the claims that name them"
     )]
     NamespaceKeyLost,
     #[error("the request has no namespace that could hold a key")]

@@ -73,8 +73,12 @@ pub async fn grant(
 /// The library's.
 pub async fn any(client: &Client, namespace: &Namespace) -> Result<bool, kube::Error> {
     let roles: Api<Role> = Api::namespaced(client.clone(), namespace.as_str());
-    let ours = format!("{MANAGED_BY_LABEL}={SEALBLK},{COMPONENT_LABEL}={VOLUME_KEY_COMPONENT}");
-    Ok(!roles.list_metadata(&ListParams::default().labels(&ours).limit(1)).await?.items.is_empty())
+    Ok(!roles.list_metadata(&ListParams::default().labels(&selector()).limit(1)).await?.items.is_empty())
+}
+
+/// The label selector of what is made here.
+pub fn selector() -> String {
+    format!("{MANAGED_BY_LABEL}={SEALBLK},{COMPONENT_LABEL}={VOLUME_KEY_COMPONENT}")
 }
 
 async fn create<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>

@@ -31,9 +31,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::keys::names::{
-    COMPONENT_LABEL, MANAGED_BY_LABEL, PROTECTION_FINALIZER, SEALBLK, SECRET_NAME_ANNOTATION, VOLUME_KEY_COMPONENT,
-};
+use crate::keys::names::{PROTECTION_FINALIZER, SECRET_NAME_ANNOTATION};
 use inventory::{Inventory, Seen};
 
 pub(super) use inventory::{Change, Key};
@@ -41,7 +39,7 @@ pub(super) use inventory::{Change, Key};
 /// Adds and takes away finalizers, until the caller drops this. A Secret that no claim names is left
 /// alone until its Role is `orphan_grace` old.
 pub async fn run(client: Client, orphan_grace: Duration) {
-    let ours = format!("{MANAGED_BY_LABEL}={SEALBLK},{COMPONENT_LABEL}={VOLUME_KEY_COMPONENT}");
+    let ours = super::grants::selector();
     let mut roles = pin!(watched::<Role>(&client, Config::default().labels(&ours), "Roles"));
     let mut claims = pin!(watched::<PersistentVolumeClaim>(&client, Config::default(), "claims"));
     let mut tick = interval((orphan_grace / 4).clamp(TICK_MIN, TICK_MAX));
