@@ -327,7 +327,9 @@ impl Replica {
             (Ok(Applied::Done), Request::Read { .. }) => Reply::Data,
             (Ok(_), _) => Reply::Done,
             (Err(errno), request) => {
-                if *request == Request::Flush || is_durable(request) && errno == EIO {
+                // One that was never begun has not met anything wrong.
+                let is_sync = *request == Request::Flush && errno != ECANCELED;
+                if is_sync || is_durable(request) && errno == EIO {
                     self.fail(EIO);
                 }
                 Reply::Failed(errno)
@@ -674,6 +676,7 @@ fn intents(rows: &[Row]) -> impl Iterator<Item = RegionIndex> {
 }
 
 const EIO: i32 = 5;
+const ECANCELED: i32 = 125;
 
 #[cfg(test)]
 mod tests;

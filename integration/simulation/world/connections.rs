@@ -205,6 +205,13 @@ impl World {
         if to_writer {
             if connection.at_writer {
                 self.deliver_to_writer(id, message);
+            } else if let Message::Reply { id, reply, .. } = message
+                && self.lanes.chance(50)
+            {
+                // A lane had taken it when another met the end of the session.
+                self.counts.late_answers += 1;
+                let (number, member, session) = (connection.process, connection.member, connection.session);
+                self.with_writer(number, |writer, now| writer.replied(now, member, session, id, reply));
             }
             return;
         }

@@ -18,7 +18,7 @@ use sealblk::replication::replica::{ConnectionId, FlightId};
 use sealblk::replication::view::{
     FailureMode, Incarnation, Member, MemberIndex, MemberState, NodeName, View, ViewNumber,
 };
-use sealblk::replication::writer::{Settings, Swapped};
+use sealblk::replication::writer::{Lane, Settings, Swapped};
 use uuid::Uuid;
 
 use crate::disk::{Disk, Value, is_rot};
@@ -67,6 +67,8 @@ pub struct Scenario {
 pub struct World {
     pub scenario: Scenario,
     pub random: Random,
+    /// Of how the threads of a process go.
+    lanes: Random,
     pub now: u64,
     events: BinaryHeap<Reverse<(u64, u64, usize)>>,
     bodies: BTreeMap<usize, Event>,
@@ -125,6 +127,10 @@ pub struct Counts {
     pub healed: u64,
     pub rot_read: u64,
     pub stale_reads: u64,
+    /// Answers that were told after their sessions had ended.
+    pub late_answers: u64,
+    /// Lanes that stood still when something on them was late.
+    pub still_lanes: u64,
 }
 
 impl Counts {
@@ -143,14 +149,17 @@ impl Counts {
         self.healed += other.healed;
         self.rot_read += other.rot_read;
         self.stale_reads += other.stale_reads;
+        self.late_answers += other.late_answers;
+        self.still_lanes += other.still_lanes;
     }
 
     /// Whether each kind of thing has happened.
     pub fn is_eventful(&self) -> bool {
         let kinds = [self.operations, self.views, self.attaches, self.replaced, self.power_losses];
         let more = [self.copied, self.asked_others, self.added, self.removed, self.disks_lost];
+        let threads = [self.stale_reads, self.late_answers, self.still_lanes];
         let compared = [self.rounds, self.healed, self.rot_read];
-        kinds.iter().chain(&more).chain(&compared).chain([&self.stale_reads]).all(|&count| count > 0)
+        kinds.iter().chain(&more).chain(&compared).chain(&threads).all(|&count| count > 0)
     }
 }
 
@@ -193,6 +202,11 @@ enum Event {
     StoreAnswered {
         process: u64,
         result: Swapped,
+    },
+    /// A lane has taken all that has come.
+    Looked {
+        process: u64,
+        lane: Lane,
     },
     Tick {
         process: u64,
@@ -270,6 +284,7 @@ impl World {
         let mut world = Self {
             scenario,
             random,
+            lanes: Random::new(seed ^ LANES),
             now: 0,
             events: BinaryHeap::new(),
             bodies: BTreeMap::new(),
@@ -396,6 +411,7 @@ impl World {
             Event::StoreAnswered { process, result } => {
                 self.with_writer(process, |writer, now| writer.swapped(now, result));
             }
+            Event::Looked { process, lane } => self.with_writer(process, |writer, now| writer.looked(now, lane)),
             Event::Tick { process } => {
                 if self.processes.contains_key(&process) {
                     self.with_writer(process, |writer, now| writer.tick(now));
@@ -482,3 +498,5 @@ pub fn name_of(node: usize) -> NodeName {
 /// How often whoever runs the volume looks at it.
 const ADMINISTER_US: u64 = 400_000;
 const TICK_US: u64 = 50_000;
+/// Apart from what else a seed decides.
+const LANES: u64 = 0x6c61_6e65_7300;

@@ -214,6 +214,12 @@ impl World {
                     process.retained = process.retained.split_off(&before);
                 }
             }
+            writer::Action::Look { lane } => {
+                let stands_still = !self.peace && self.lanes.chance(20);
+                self.counts.still_lanes += u64::from(stands_still);
+                let delay = if stands_still { self.lanes.below(3_000_000) } else { 0 };
+                self.at(self.now + delay, Event::Looked { process: number, lane });
+            }
             writer::Action::CopyEnded { copy } => {
                 self.counts.copied += 1;
                 if self.random.below(400) == 0 {

@@ -142,6 +142,12 @@ impl Executor {
         })
     }
 
+    /// The same by another engine, while nothing is in flight.
+    #[cfg(test)]
+    pub fn with_engine(self, engine: Box<dyn Engine>) -> Executor {
+        Executor { engine, ..self }
+    }
+
     /// A buffer for the bytes of a write of at most [`BUFFER_BYTES_MAX`]; none while too many are out.
     pub fn buffer(&mut self, len: usize) -> Option<Buffer> {
         self.pool.take(len)

@@ -40,6 +40,8 @@ pub(super) struct Hands {
     received: Vec<(u64, Reply)>,
     again: Vec<Outgoing>,
     for_control: Vec<ForControl>,
+    /// Whether the writer wants to hear that all that has come has been taken.
+    to_look: bool,
 }
 
 /// A reply, and whose.
@@ -87,7 +89,7 @@ impl Hands {
             lane,
             peers: (0..MEMBERS_MAX).map(|_| Peer::default()).collect(),
             here: shared.look(|state| state.local()),
-            local: LocalHands::new(depth),
+            local: copy.as_ref().map_or_else(LocalHands::of_no_copy, |copy| copy.hands(depth)),
             copy,
             memory: Memory::new(shared.clone(), pieces_max),
             shared,
@@ -98,6 +100,7 @@ impl Hands {
             received: Vec::new(),
             again: Vec::new(),
             for_control: Vec::new(),
+            to_look: false,
         })
     }
 
@@ -149,12 +152,12 @@ impl Hands {
         loop {
             self.read_mail();
             self.pass_on();
-            self.work_locally()?;
+            self.work_locally();
             self.receive();
             for outgoing in std::mem::take(&mut self.again) {
                 self.send(outgoing);
             }
-            if self.replies.is_empty() && !self.shared.mailbox(self.lane).has_mail() {
+            if self.replies.is_empty() && !self.to_look && !self.shared.mailbox(self.lane).has_mail() {
                 break;
             }
             self.tell_writer();
@@ -180,7 +183,12 @@ impl Hands {
         let mut watched = vec![self.epoll.as_fd()];
         watched.extend_from_slice(&wakers[..wakers.len().min(WAKERS_MAX - 1)]);
         match self.local.executor() {
-            Some(executor) => executor.wait(&watched),
+            Some(executor) => {
+                if let Err(error) = executor.wait(&watched) {
+                    self.give_up(&error);
+                }
+                Ok(())
+            }
             None => {
                 let mut polled: Vec<_> = watched.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
                 match rustix::event::poll(&mut polled, None) {
@@ -258,6 +266,11 @@ impl Hands {
                     self.for_control.push(ForControl::CloseCopy);
                 }
             }
+            Mail::Look => {
+                self.to_look = true;
+                // Also what has come since the sockets were looked at.
+                self.peers.iter_mut().for_each(Peer::readable);
+            }
             Mail::CopyEnded { copy } => self.memory.end_piece(copy),
         }
     }
@@ -296,9 +309,9 @@ impl Hands {
     }
 
     /// Does what the copy in this process is asked for.
-    fn work_locally(&mut self) -> io::Result<()> {
+    fn work_locally(&mut self) {
         // Also one that is a member no more has to end what it was asked for, and its answers are nobody's.
-        let Some(copy) = &self.copy else { return Ok(()) };
+        let Some(copy) = &self.copy else { return };
         let mailbox = copy.mailbox(self.lane.0).clone();
         let session = self.local.session();
         let worked = self.local.work(&mailbox, &mut self.memory, &mut self.received, &mut self.again);
@@ -310,17 +323,34 @@ impl Hands {
             Some(Told::Refused(superseded)) => self.local_failed(superseded),
             _ => {}
         }
-        worked
+        if let Err(error) = worked {
+            self.give_up(&error);
+        }
+    }
+
+    /// The engine of the copy in this process has failed: what the lane was given is asked again in another session.
+    fn give_up(&mut self, error: &io::Error) {
+        log::error!(
+            "the I/O engine of a queue failed: {error}: the session with the copy in this process is begun anew"
+        );
+        if let Some(copy) = &self.copy {
+            self.local.give_up(copy.mailbox(self.lane.0), &mut self.memory);
+        }
+        self.local_failed(None);
     }
 
     fn tell_writer(&mut self) {
-        if self.replies.is_empty() {
+        let (replies, has_looked) = (std::mem::take(&mut self.replies), std::mem::take(&mut self.to_look));
+        if replies.is_empty() && !has_looked {
             return;
         }
-        let replies = std::mem::take(&mut self.replies);
-        self.shared.with_writer(Some(self.lane), |state, now: Time| {
+        let lane = self.lane;
+        self.shared.with_writer(Some(lane), |state, now: Time| {
             for Answered { member, session, id, reply } in replies {
                 state.writer.replied(now, member, session, id, reply);
+            }
+            if has_looked {
+                state.writer.looked(now, lane);
             }
         });
     }

@@ -6,23 +6,25 @@
 //!
 //! A copy that has failed is opened again, in a new incarnation, once every lane has let go of it.
 
+mod persist;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use self::persist::Persister;
 use super::memory::{Memory, Outgoing, Source};
 use crate::io::Kind;
 use crate::io::segments::Segment;
 use crate::replication::copy::{CopyError, Ended, Executor, OpenCopy, Payload as Bytes};
 use crate::replication::message::{Hello, Reply, Request, Welcome};
-use crate::replication::region::{RegionIndex, Row};
 use crate::replication::replica::{Action, ConnectionId, FlightId, Refusal};
 use crate::replication::server::served::{Mail, Mailbox, Served};
-use crate::replication::view::{View, ViewNumber};
+use crate::replication::view::ViewNumber;
 use crate::replication::writer::Payload;
 
 /// The copy in this process.
@@ -33,6 +35,8 @@ pub(super) struct LocalCopy {
     next_connection: AtomicU64,
     /// Of each lane.
     mailboxes: Vec<Arc<Mailbox>>,
+    persister: Persister,
+    persisting: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl LocalCopy {
@@ -40,15 +44,23 @@ impl LocalCopy {
     ///
     /// # Errors
     ///
-    /// When there are no descriptors left.
+    /// When there are no descriptors or threads left.
     pub(super) fn new(copy: Arc<OpenCopy>, kind: Option<Kind>, lanes: u16) -> io::Result<LocalCopy> {
+        let (persister, persisting) = Persister::start()?;
         Ok(LocalCopy {
             dir: copy.dir().to_owned(),
             kind,
             served: Mutex::new(Some(Arc::new(Served::new(copy)))),
             next_connection: AtomicU64::new(1),
             mailboxes: (0..lanes).map(|_| Mailbox::new().map(Arc::new)).collect::<io::Result<_>>()?,
+            persister,
+            persisting: Mutex::new(Some(persisting)),
         })
+    }
+
+    /// The hands of a lane on it, for at most so many operations of the disk at once.
+    pub(super) fn hands(&self, depth: usize) -> LocalHands {
+        LocalHands::new(depth, self.persister.clone())
     }
 
     /// Its folder.
@@ -90,22 +102,26 @@ impl LocalCopy {
     }
 
     /// Says hello on a connection for each lane; what the replica makes of it comes into the mailbox of lane 0.
-    pub(super) fn join(&self, served: &Served, hello: &Hello) -> Vec<ConnectionId> {
+    pub(super) fn join(&self, served: &Arc<Served>, hello: &Hello) -> Vec<ConnectionId> {
         let mut joined = Vec::new();
         for (lane, mailbox) in (0u16..).zip(&self.mailboxes) {
             let connection = ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed));
             served.join(connection, mailbox.clone());
             let hello = Hello { lane, ..hello.clone() };
-            carry_out(served, served.with_replica(NOBODY, |replica| replica.hello(connection, &hello)));
+            carry_out(
+                served,
+                &self.persister,
+                served.with_replica(NOBODY, |replica| replica.hello(connection, &hello)),
+            );
             joined.push(connection);
         }
         joined
     }
 
     /// Ends connections; what they have in flight is finished by their lanes.
-    pub(super) fn close_connections(served: &Served, connections: &[ConnectionId]) {
+    pub(super) fn close_connections(&self, served: &Arc<Served>, connections: &[ConnectionId]) {
         for &connection in connections {
-            carry_out(served, served.with_replica(NOBODY, |replica| replica.closed(connection)));
+            carry_out(served, &self.persister, served.with_replica(NOBODY, |replica| replica.closed(connection)));
         }
     }
 
@@ -124,6 +140,11 @@ impl LocalCopy {
 
     /// Syncs and closes the copy, if nobody holds it.
     pub(super) fn close(&self) {
+        self.persister.end();
+        let persisting = self.persisting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if persisting.is_some_and(|thread| thread.join().is_err()) {
+            log::error!("{}: the thread that makes its rows durable has panicked", self.dir.display());
+        }
         let Some(served) = self.lock().take() else { return };
         if !served.copy().replica().has_failed()
             && let Err(error) = served.copy().sync()
@@ -145,6 +166,7 @@ pub(super) struct LocalHands {
     session: u64,
     connection: Option<ConnectionId>,
     depth: usize,
+    persister: Persister,
     /// Reads and writes that the replica has not answered.
     pending: HashMap<(ConnectionId, u64), Pending>,
     /// What the disk is doing: for which requests.
@@ -176,14 +198,19 @@ pub(super) enum Told {
 }
 
 impl LocalHands {
-    /// For at most so many operations of the disk at once.
-    pub(super) fn new(depth: usize) -> LocalHands {
+    /// On no copy.
+    pub(super) fn of_no_copy() -> LocalHands {
+        LocalHands::new(0, Persister::of_no_copy())
+    }
+
+    fn new(depth: usize, persister: Persister) -> LocalHands {
         LocalHands {
             executor: None,
             served: None,
             session: 0,
             connection: None,
             depth,
+            persister,
             pending: HashMap::new(),
             applying: HashMap::new(),
             batch: Vec::new(),
@@ -229,6 +256,27 @@ impl LocalHands {
             self.resolve(key, memory);
         }
         self.let_go();
+    }
+
+    /// The disk cannot be used by this lane any more, and so the session is over: what it was doing counts as failed,
+    /// once the kernel has let go of the memory.
+    pub(super) fn give_up(&mut self, mailbox: &Mailbox, memory: &mut Memory) {
+        let connection = self.connection.take();
+        let served = self.served.clone();
+        self.end_flights();
+        if let (Some(served), Some(connection)) = (&served, connection) {
+            let _ = served.with_replica(connection, |replica| replica.closed(connection));
+        }
+        self.batch.clear();
+        self.early.clear();
+        self.told = None;
+        let unused: Vec<_> = self.pending.keys().copied().collect();
+        for key in unused {
+            self.resolve(key, memory);
+        }
+        if let Some(served) = &served {
+            self.read_mail(served, mailbox, memory);
+        }
     }
 
     /// Takes a request, which [`work`](Self::work) gives to the replica.
@@ -285,7 +333,7 @@ impl LocalHands {
         Ok(())
     }
 
-    fn read_mail(&mut self, served: &Served, mailbox: &Mailbox, memory: &mut Memory) {
+    fn read_mail(&mut self, served: &Arc<Served>, mailbox: &Mailbox, memory: &mut Memory) {
         for mail in mailbox.take() {
             match mail {
                 Mail::Action(action) => self.act(served, vec![action], memory),
@@ -297,7 +345,7 @@ impl LocalHands {
     }
 
     /// Gives the replica what was sent.
-    fn ask(&mut self, served: &Served, memory: &mut Memory) {
+    fn ask(&mut self, served: &Arc<Served>, memory: &mut Memory) {
         let Some(connection) = self.connection.filter(|_| !self.batch.is_empty()) else { return };
         let mut asked = Vec::with_capacity(self.batch.len());
         for outgoing in std::mem::take(&mut self.batch) {
@@ -321,7 +369,7 @@ impl LocalHands {
         self.act(served, actions, memory);
     }
 
-    fn act(&mut self, served: &Served, actions: Vec<Action>, memory: &mut Memory) {
+    fn act(&mut self, served: &Arc<Served>, actions: Vec<Action>, memory: &mut Memory) {
         let mut actions = VecDeque::from(actions);
         while let Some(action) = actions.pop_front() {
             match action {
@@ -348,10 +396,7 @@ impl LocalHands {
                     actions
                         .extend(served.with_replica(caller, |replica| replica.applied(flight, Err(libc::ECANCELED))));
                 }
-                Action::Persist { rows, view } => {
-                    let caller = self.connection.unwrap_or(NOBODY);
-                    actions.extend(persist(served, caller, &rows, view.as_deref()));
-                }
+                Action::Persist { rows, view } => self.persister.persist(served, rows, view),
             }
         }
     }
@@ -376,7 +421,7 @@ impl LocalHands {
     }
 
     /// Tells the replica what has been done.
-    fn settle(&mut self, served: &Served, ended: &mut Vec<Ended>, memory: &mut Memory) {
+    fn settle(&mut self, served: &Arc<Served>, ended: &mut Vec<Ended>, memory: &mut Memory) {
         if ended.is_empty() {
             return;
         }
@@ -415,11 +460,9 @@ impl LocalHands {
             self.served = None;
         }
     }
-}
 
-impl Drop for LocalHands {
-    fn drop(&mut self) {
-        // What the disk is doing nobody may wait for any more, and the replica has to hear how it ended.
+    /// What the disk is doing nobody may wait for any more, and the replica has to hear how it ended.
+    fn end_flights(&mut self) {
         let (Some(served), Some(mut executor)) = (self.served.take(), self.executor.take()) else { return };
         let mut ended = Vec::new();
         while executor.in_flight() > 0 && executor.drive(&mut ended).is_ok() {
@@ -432,6 +475,7 @@ impl Drop for LocalHands {
         results.extend(self.applying.drain().map(|(flight, _)| (flight, Err(libc::EIO))));
         carry_out(
             &served,
+            &self.persister,
             served.with_replica(NOBODY, |replica| {
                 for (flight, result) in results {
                     replica.applied(flight, result);
@@ -441,21 +485,19 @@ impl Drop for LocalHands {
     }
 }
 
-/// Carries out what the replica wants of nobody in particular.
-fn carry_out(served: &Served, mut actions: Vec<Action>) {
-    while let Some(action) = actions.pop() {
-        if let Action::Persist { rows, view } = action {
-            actions.extend(persist(served, NOBODY, &rows, view.as_deref()));
-        }
+impl Drop for LocalHands {
+    fn drop(&mut self) {
+        self.end_flights();
     }
 }
 
-fn persist(served: &Served, caller: ConnectionId, rows: &[(RegionIndex, Row)], view: Option<&View>) -> Vec<Action> {
-    let persisted = served.copy().persist(rows, view);
-    if let Err(error) = &persisted {
-        log::error!("{error}");
+/// Carries out what the replica wants of nobody in particular.
+fn carry_out(served: &Arc<Served>, persister: &Persister, actions: Vec<Action>) {
+    for action in actions {
+        if let Action::Persist { rows, view } = action {
+            persister.persist(served, rows, view);
+        }
     }
-    served.with_replica(caller, |replica| replica.persisted(persisted.is_ok()))
 }
 
 fn superseded(refusal: Refusal) -> Option<ViewNumber> {

@@ -31,6 +31,8 @@ pub(super) enum Mail {
     JoinLocal { session: u64, view: ViewNumber },
     /// The copy in this process is a member no more.
     CopyRetired,
+    /// Take what has come on every connection, and tell the writer that it has been looked for.
+    Look,
     /// The bytes of a piece that was copied are not needed any more.
     CopyEnded { copy: u64 },
 }
@@ -42,7 +44,7 @@ impl Mail {
             Self::Send { member, .. } | Self::Abandon { member, .. } => Some(*member),
             Self::Connected { member, .. } | Self::Disconnect { member } => Some(*member),
             Self::Joined { .. } | Self::JoinLocal { .. } => local,
-            Self::Complete { .. } | Self::CopyRetired | Self::CopyEnded { .. } => None,
+            Self::Complete { .. } | Self::CopyRetired | Self::Look | Self::CopyEnded { .. } => None,
         }
     }
 }

@@ -488,6 +488,9 @@ impl Shared {
                 }
                 self.changed.notify_all();
             }
+            // Nobody else will, and nothing more will come on it.
+            Action::Look { lane } if !state.is_driven(lane) => state.writer.looked(self.now(), lane),
+            Action::Look { lane } => deliver(lane, Mail::Look),
             Action::CopyEnded { copy } => deliver(Lane::CONTROL, Mail::CopyEnded { copy }),
             Action::Serve => {
                 state.served = true;
@@ -575,6 +578,11 @@ impl State {
             let bytes = unsafe { std::slice::from_raw_parts(source.base, source.len) };
             self.retained.insert(entry, bytes.into());
         }
+    }
+
+    /// Whether somebody looks into the mail of a lane.
+    fn is_driven(&self, lane: Lane) -> bool {
+        lane == Lane::CONTROL || self.occupied[usize::from(lane.0)]
     }
 
     fn occupied_lanes(&self) -> Vec<Lane> {

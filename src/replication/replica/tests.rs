@@ -200,6 +200,17 @@ fn a_copy_that_cannot_do_what_it_has_answered_has_failed() {
 }
 
 #[test]
+fn a_flush_that_was_not_begun_fails_no_copy() {
+    let mut bench = Bench::new(0);
+    for (errno, fails) in [(ECANCELED, false), (28, true)] {
+        let flight = bench.ask(LANE, 1, Request::Flush).applied[0].1;
+        bench.replica.applied(flight, Err(errno));
+        assert_eq!(bench.told().replied, [(1, Reply::Failed(errno))]);
+        assert_eq!(bench.replica.has_failed(), fails, "{errno}");
+    }
+}
+
+#[test]
 fn of_a_failure_the_writer_is_told_with_its_next_request() {
     let mut bench = Bench::new(PLENTY);
     let flight = bench.ask(LANE, 1, write(0, false)).flight();

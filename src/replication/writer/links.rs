@@ -5,6 +5,8 @@
 //! that comes back in another life, or too late, or that answers too slowly, is lost: it has to leave the
 //! view. A member that is not in sync just starts over.
 
+use std::collections::BTreeSet;
+
 use super::member::{BACKOFF_US_MIN, Member};
 use super::{
     Action, Change, Command, Lane, Link, Loss, MemberSet, Payload, Phase, Purpose, Standing, StopReason, Time, Writer,
@@ -139,7 +141,7 @@ impl Writer {
                 self.lose(member, Loss::Unreachable);
             }
         }
-        self.check_answers(timeout_us);
+        self.check_answers();
         self.ping();
     }
 
@@ -152,22 +154,43 @@ impl Writer {
         self.actions.push(Action::Connect { member, session, view });
     }
 
-    /// Loses those that have not answered something for too long. The copy in this process is let be: its disk
-    /// may still be using the guest's memory.
-    fn check_answers(&mut self, timeout_us: u64) {
-        let now = self.now;
-        let late = self.commands.iter().filter(|(_, command)| {
+    /// Has lanes looked at on which something has not been answered for too long. The answer may be there, and only
+    /// the lane has stood still: that is not the member's fault.
+    fn check_answers(&mut self) {
+        let lanes: BTreeSet<Lane> = self.late().map(|command| command.lane).collect();
+        for lane in lanes {
+            if self.looking.insert(lane) {
+                self.actions.push(Action::Look { lane });
+            }
+        }
+    }
+
+    /// Everything that has come on a lane's connections, since [`Action::Look`] asked for it and before, has been told:
+    /// what is not answered now is late, and whoever was asked for it is lost.
+    pub fn looked(&mut self, now: Time, lane: Lane) {
+        if !self.enter(now) || !self.looking.remove(&lane) {
+            return;
+        }
+        let late = self.late().filter(|command| command.lane == lane);
+        let late: BTreeSet<MemberIndex> = late.map(|command| command.member).collect();
+        for member in late {
+            self.lose(member, Loss::Slow);
+        }
+        self.settle_down();
+    }
+
+    /// What was asked for too long ago. The copy in this process is let be: its disk may still be using the guest's
+    /// memory.
+    fn late(&self) -> impl Iterator<Item = &Command> {
+        self.commands.iter().map(|(_, command)| command).filter(|command| {
             let is_asked = match self.member(command.member).link {
                 Link::Up => true,
                 Link::Reviving => command.purpose == Purpose::Replay,
                 Link::Down { .. } | Link::Connecting { .. } => false,
             };
-            is_asked && Some(command.member) != self.local && now.since_us(command.issued) > timeout_us
-        });
-        let late: Vec<MemberIndex> = late.map(|(_, command)| command.member).collect();
-        for member in late {
-            self.lose(member, Loss::Slow);
-        }
+            let is_late = self.now.since_us(command.issued) > self.settings.peer_timeout_us;
+            is_asked && is_late && Some(command.member) != self.local
+        })
     }
 
     fn ping(&mut self) {
@@ -220,6 +243,7 @@ impl Writer {
     /// The connections of a lane have ended, on which the guest waits for nothing: no answer will come on them.
     pub fn lane_ended(&mut self, now: Time, lane: Lane) {
         if self.enter(now) {
+            self.looking.remove(&lane);
             self.drop_commands(|command| command.lane == lane && command.purpose == Purpose::Late);
             self.settle_down();
         }

@@ -202,6 +202,12 @@ pub enum Action {
         /// How it ended.
         result: Result<(), i32>,
     },
+    /// Something that was asked on a lane is not answered in time, as far as is known here: take what has come on all
+    /// connections of the lane, tell of it, and call [`Writer::looked`].
+    Look {
+        /// Which.
+        lane: Lane,
+    },
     /// The bytes of [`Payload::Copy`] are not needed any more.
     CopyEnded {
         /// The number of the copy.
@@ -305,6 +311,8 @@ pub struct Writer {
     waiting: VecDeque<usize>,
     ranges: Ranges,
     commands: Slab<Command>,
+    /// Lanes that have been asked to look what has come.
+    looking: BTreeSet<Lane>,
     /// What the copies in sync have in their region tables, at least.
     rows: Vec<Row>,
     /// Regions with an intent.
@@ -406,6 +414,7 @@ impl Writer {
             waiting: VecDeque::new(),
             ranges: Ranges::default(),
             commands: Slab::new(),
+            looking: BTreeSet::new(),
             rows: vec![Row::default(); regions.count() as usize],
             open: BTreeMap::new(),
             writes: 0,
@@ -526,6 +535,11 @@ impl Writer {
     /// A member has answered a request.
     pub fn replied(&mut self, now: Time, member: MemberIndex, session: u64, id: u64, reply: Reply) {
         if !self.enter(now) || self.member(member).session != session {
+            return;
+        }
+        if !matches!(self.member(member).link, Link::Up | Link::Reviving) {
+            // It was taken before the end of its session was known. What it answers is asked again, and its number may
+            // be another request's by now.
             return;
         }
         let key = id as usize;

@@ -36,6 +36,8 @@ struct Bench {
     other_rows: BTreeMap<u8, Vec<Row>>,
     /// Copies that cannot be reached.
     deaf: Vec<u8>,
+    /// Whether lanes stand still.
+    blind: bool,
     /// Whether the store answers.
     stores: bool,
     /// Which requests are not answered.
@@ -98,6 +100,7 @@ impl Bench {
             rows: vec![Row { written: ViewNumber(1), intent: intents }; 4],
             other_rows: BTreeMap::new(),
             deaf: Vec::new(),
+            blind: false,
             stores: true,
             held: |_| false,
             held_back: Vec::new(),
@@ -131,6 +134,7 @@ impl Bench {
     fn act(&mut self, action: Action) {
         let now = Time(self.now);
         match action {
+            Action::Look { lane } if !self.blind => self.writer.looked(now, lane),
             Action::Swap { .. } if self.stores => self.writer.swapped(now, Swapped::Stored),
             Action::Connect { member, session, .. } => {
                 self.sessions[usize::from(member.0)] = session;
@@ -339,6 +343,58 @@ fn the_guest_sees_a_region_when_every_copy_of_the_view_has_it() {
     bench.writer.swapped(Time(bench.now), Swapped::Stored);
     bench.run();
     assert_eq!(bench.ended(7), Some(Ok(())));
+}
+
+#[test]
+fn a_copy_whose_answer_nobody_has_looked_for_is_not_late() {
+    let mut bench = Bench::serving(&[1, 1], false);
+    bench.pass(SETTLE_US * 4);
+    bench.held = |_| true;
+    bench.write(1, 0);
+    bench.blind = true;
+    bench.pass(TIMEOUT_US * 3);
+    assert_eq!(bench.find(|action| matches!(action, Action::Lost(..))), None);
+    let looks = |bench: &Bench| bench.seen.iter().filter(|action| matches!(action, Action::Look { .. })).count();
+    assert!(looks(&bench) <= 2, "no lane is asked twice at once: {}", looks(&bench));
+    // The answers had come.
+    bench.blind = false;
+    bench.answer();
+    bench.writer.looked(Time(bench.now), Lane(1));
+    bench.writer.looked(Time(bench.now), Lane::CONTROL);
+    bench.pass(TIMEOUT_US);
+    assert_eq!(bench.find(|action| matches!(action, Action::Lost(..))), None);
+    assert_eq!(bench.ended(1), Some(Ok(())));
+    // What has not come when its lane has looked is late.
+    bench.held = |request| matches!(request, Request::Write { .. });
+    bench.write(2, 0);
+    bench.blind = true;
+    bench.pass(TIMEOUT_US * 2);
+    assert_eq!(bench.find(|action| matches!(action, Action::Lost(..))), None);
+    let (first, id) = bench.held_back[0];
+    bench.reply(first, id, Reply::Done);
+    bench.writer.looked(Time(bench.now), Lane(1));
+    bench.run();
+    assert!(bench.find(|action| matches!(action, Action::Lost(MemberIndex(1), Loss::Slow))).is_some());
+    assert_eq!(bench.find(|action| matches!(action, Action::Lost(MemberIndex(0), _))), None);
+}
+
+#[test]
+fn an_answer_of_a_session_that_is_over_ends_nothing() {
+    let mut bench = Bench::serving(&[1, 1], false);
+    bench.held = |request| matches!(request, Request::Write { .. } | Request::Flush);
+    bench.write(1, 0);
+    let (member, id) = bench.held_back[0];
+    let session = bench.sessions[usize::from(member.0)];
+    bench.writer.disconnected(Time(bench.now), member, session, None);
+    // A lane had it taken from its socket already.
+    bench.reply(member, id, Reply::Done);
+    bench.run();
+    let asked = bench.held_back.len();
+    bench.pass(500_000);
+    assert!(bench.held_back[asked..].contains(&(member, id)), "it is asked again");
+    assert_eq!(bench.ended(1), None);
+    bench.answer();
+    assert_eq!(bench.ended(1), Some(Ok(())));
 }
 
 #[test]
