@@ -1,5 +1,5 @@
-//! A replica answers writes that its disk has not done: what that is worth when the disk holds still, and when the
-//! process dies with them.
+//! Disks that hold still. A replica answers writes that its disk has not done: what that is worth then, and when the
+//! process dies with them. And a writer whose own disk holds still takes nobody else for slow.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -36,12 +36,7 @@ fn what_was_answered_before_the_disk_had_it_is_sent_again() {
     let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let disk = Mount::ext4(LoopDevice::attach(folder.path(), 256 << 20, 512), folder.path());
     let mut cluster = Cluster::start(&Plan::USUAL);
-    cluster.kill_replica(STILL);
-    let place = cluster.path(&name(STILL));
-    run(Command::new("cp").args(["--archive", "--sparse=always"]).arg(&place).arg(disk.path.join("copies")));
-    fs::remove_dir_all(&place).unwrap();
-    symlink(disk.path.join("copies"), &place).unwrap();
-    cluster.start_replica(STILL);
+    move_copies(&mut cluster, STILL, &disk);
     let writer = cluster.serve(0, &[]);
     cluster.await_in_sync(0);
     let load = Load::start(&writer.socket, new_model(&Plan::USUAL), Manner::usual(31));
@@ -75,6 +70,46 @@ fn what_was_answered_before_the_disk_had_it_is_sent_again() {
     cluster.assert_equal();
     // Its files are on the disk that goes.
     cluster.kill_replica(STILL);
+}
+
+#[test]
+fn while_the_writers_disk_holds_still_no_other_copy_is_given_up() {
+    let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let disk = Mount::ext4(LoopDevice::attach(folder.path(), 256 << 20, 512), folder.path());
+    let mut cluster = Cluster::start(&Plan::USUAL);
+    move_copies(&mut cluster, 0, &disk);
+    let writer = cluster.serve(0, &[]);
+    cluster.await_in_sync(0);
+    let load = Load::start(&writer.socket, new_model(&Plan::USUAL), Manner::usual(32));
+    load.await_progress(1000);
+    for _ in 0..TURNS {
+        load.rest(true);
+        // From then on the row of every region has to be written before the region is.
+        cluster.await_settled(0);
+        let view = cluster.status(0).view;
+        let frozen = Frozen::freeze(&disk.path);
+        load.rest(false);
+        load.await_standstill("the guest's writes while a disk holds still");
+        thread::sleep(PEER_TIMEOUT_TIME * 2);
+        drop(frozen);
+        load.await_progress(1000);
+        let status = cluster.status(0);
+        assert_eq!((status.in_sync, status.view), (3, view), "{status:#?}");
+    }
+    load.finish();
+    writer.process.terminate();
+    cluster.assert_equal();
+    cluster.kill_replica(0);
+}
+
+/// Puts the copies of a node on a disk.
+fn move_copies(cluster: &mut Cluster, node: usize, disk: &Mount) {
+    cluster.kill_replica(node);
+    let place = cluster.path(&name(node));
+    run(Command::new("cp").args(["--archive", "--sparse=always"]).arg(&place).arg(disk.path.join("copies")));
+    fs::remove_dir_all(&place).unwrap();
+    symlink(disk.path.join("copies"), &place).unwrap();
+    cluster.start_replica(node);
 }
 
 /// The node whose disk holds still.
