@@ -119,6 +119,15 @@ impl Volume {
         })
     }
 
+    /// That `key` is the one of the copy in `dir`, which another process may have open.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`open`](Self::open) about the key and the cipher.
+    pub fn check_key(dir: &Path, superblock: &Superblock, key: Option<&XtsKey>) -> Result<(), VolumeError> {
+        unlock(dir, superblock, key).map(drop)
+    }
+
     /// A volume of which no copy is here, by what those who have one say that it is. In sentences it is called by
     /// its id.
     ///

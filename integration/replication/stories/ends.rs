@@ -118,6 +118,35 @@ fn a_writer_that_could_not_listen_does_not_replace_the_one_that_serves() {
     cluster.assert_equal();
 }
 
+#[test]
+fn who_cannot_be_the_writer_does_not_take_the_copy_on_its_node_from_the_one_that_serves() {
+    let mut cluster = Cluster::start(&Plan::USUAL);
+    let writer = cluster.serve(0, &[]);
+    cluster.await_in_sync(0);
+    let load = Load::start(&writer.socket, new_model(&Plan::USUAL), Manner::usual(41));
+    load.await_progress(500);
+    let view = cluster.stored_view();
+    fs::write(cluster.path("wrong"), [7u8; 32].into_iter().chain([9; 32]).collect::<Vec<u8>>()).unwrap();
+    fs::set_permissions(cluster.path("wrong"), fs::metadata(cluster.path("key")).unwrap().permissions()).unwrap();
+    let copy = cluster.copy(1).into_os_string().into_string().unwrap();
+    let refused = |cluster: &mut Cluster, arguments: &[&str], says: &str| {
+        let mut new = cluster.begin_to_serve_as(1, &[&[copy.as_str()], arguments].concat());
+        let status = new.process.await_end(LONG);
+        let said = new.process.said();
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(said.contains(says), "{says:?}: {said}");
+    };
+    refused(&mut cluster, &["--key", "file:wrong"], "the key is not the one that volume");
+    refused(&mut cluster, &["--no-encryption"], "is encrypted: give its key");
+    refused(&mut cluster, &["--key", "file:key", "--node", "node-x"], "the view has no member on node node-x");
+    load.await_progress(500);
+    assert_eq!(cluster.stored_view(), view, "a copy that was taken comes back in another life, which a view records");
+    assert_eq!(cluster.status(0).in_sync, 3);
+    load.finish();
+    writer.process.terminate();
+    cluster.assert_equal();
+}
+
 /// It is not told of its replacement either: it reaches neither the other copies nor the view.
 #[test]
 fn a_writer_that_slept_through_its_replacement_serves_no_stale_read() {

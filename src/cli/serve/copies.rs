@@ -3,6 +3,7 @@
 //! Whoever has a copy knows from it what the volume is. A node without one asks those that have: nothing of the
 //! volume is stored on it. Either way the key is proven right before anything is claimed.
 
+use std::borrow::Cow;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use crate::replication::primary::{Primary, PrimaryError, ScrubPlan, Setup};
 use crate::replication::server::ask_for;
 use crate::replication::view::{NodeName, View};
 use crate::replication::writer::{self, BelowMin, ResyncRate, StopReason};
-use crate::store::{Access, Cipher, Store, StoreError};
+use crate::store::{Access, Cipher, Store, StoreError, Superblock};
 use crate::tls::Reloading;
 use crate::volume::Volume;
 use crate::volume::attachment::Attachment;
@@ -143,31 +144,56 @@ impl Target {
         key: Option<&XtsKey>,
         kind: Option<Kind>,
     ) -> Result<(Volume, Option<Arc<OpenCopy>>), CliError> {
-        let here = |copy: Arc<OpenCopy>| -> Result<_, CliError> { Ok((Volume::of_copy(&copy, key)?, Some(copy))) };
+        let here = |dir: &Path| -> Result<_, CliError> {
+            self.check_copy(dir, args, node, key)?;
+            let copy = open_copy(dir, kind)?;
+            Ok((Volume::of_copy(&copy, key)?, Some(copy)))
+        };
         let (volume, copy) = match &self.wanted {
-            Wanted::Copy(dir) => here(open_copy(dir, kind)?)?,
+            Wanted::Copy(dir) => here(dir)?,
             Wanted::View(view) if view.member_on(node).is_some() => {
                 let dir = args.root.join(view.volume.to_string());
-                here(open_copy(&dir, kind).map_err(|error| missing(error, view.volume, node, &dir))?)?
+                here(&dir).map_err(|error| missing(error, view.volume, node, &dir))?
             }
             Wanted::View(view) => (elsewhere(view, node, tls, args.replication.peer_timeout, key)?, None),
         };
-        self.check(&volume)?;
+        self.check_spec(volume.superblock())?;
         Ok((volume, copy))
     }
 
+    /// That the copy in a folder is one that can be served, before it is taken from a writer elsewhere, who would lose
+    /// it.
+    fn check_copy(&self, dir: &Path, args: &ServeArgs, node: &NodeName, key: Option<&XtsKey>) -> Result<(), CliError> {
+        let superblock = Store::open(dir, Access::Inspect).map_err(CopyError::Store)?.superblock().clone();
+        Volume::check_key(dir, &superblock, key)?;
+        self.check_spec(&superblock)?;
+        let expected = superblock.id;
+        let view = match &self.wanted {
+            Wanted::View(view) => Cow::Borrowed(&**view),
+            Wanted::Copy(_) => Cow::Owned(self.place.of(expected, &args.key.cluster(), &args.replication.etcd).load()?),
+        };
+        if view.volume != expected {
+            return Err(PrimaryError::OtherVolume { expected, found: view.volume }.into());
+        }
+        if view.member_on(node).is_none() {
+            return Err(PrimaryError::NotAMember { node: node.clone(), dir: dir.to_owned() }.into());
+        }
+        Ok(())
+    }
+
     /// That the volume is what the cluster says.
-    fn check(&self, volume: &Volume) -> Result<(), CliError> {
+    fn check_spec(&self, superblock: &Superblock) -> Result<(), CliError> {
         let Some((name, spec)) = &self.spec else { return Ok(()) };
         let differs = |what: &str, wanted: u64, found: u64| {
             let what = format!("its {what} is {wanted} and that of its copies is {found}: set it back");
             Err(CliError::Spec { volume: name.clone(), what })
         };
-        if spec.size.0 != volume.size_bytes() {
-            return differs("size", spec.size.0, volume.size_bytes());
+        if spec.size.0 != superblock.size_bytes {
+            return differs("size", spec.size.0, superblock.size_bytes);
         }
-        if spec.sector_size != volume.sector_size_bytes() {
-            return differs("sector size", spec.sector_size.into(), volume.sector_size_bytes().into());
+        let sector_size = superblock.sector_size.bytes();
+        if spec.sector_size != sector_size {
+            return differs("sector size", spec.sector_size.into(), sector_size.into());
         }
         Ok(())
     }

@@ -29,6 +29,8 @@ pub struct Copies {
     root: PathBuf,
     engine: Option<Kind>,
     write_behind_bytes: u64,
+    /// So many stay open for nobody.
+    idle_max: usize,
     list: Mutex<List>,
     changed: Condvar,
 }
@@ -38,6 +40,19 @@ struct List {
     volumes: BTreeMap<Uuid, Slot>,
     connections: usize,
     stopping: bool,
+}
+
+impl List {
+    /// The copy that nobody has used for longest, if there are more than so many such.
+    fn longest_idle_beyond(&self, count: usize) -> Option<Uuid> {
+        let idle = self.volumes.iter().filter_map(|(&volume, slot)| match slot {
+            Slot::Open { connections: 0, closing: false, idle_since, .. } => Some((*idle_since, volume)),
+            _ => None,
+        });
+        let mut idle: Vec<_> = idle.collect();
+        idle.sort_unstable();
+        (idle.len() > count).then(|| idle[0].1)
+    }
 }
 
 enum Slot {
@@ -98,7 +113,7 @@ impl Lease {
 impl Copies {
     /// The copies in folders below `root` that are named for their volumes.
     pub fn new(root: PathBuf, engine: Option<Kind>, write_behind_bytes: u64) -> Copies {
-        Copies { root, engine, write_behind_bytes, list: Mutex::default(), changed: Condvar::new() }
+        Copies { root, engine, write_behind_bytes, idle_max: IDLE_MAX, list: Mutex::default(), changed: Condvar::new() }
     }
 
     /// Where the copies are.
@@ -375,8 +390,12 @@ impl Drop for Lease {
             shut = *connections == 0 && failed;
         }
         if shut {
-            drop(self.copies.shut(list, self.volume));
+            list = self.copies.shut(list, self.volume);
         }
+        while let Some(volume) = list.longest_idle_beyond(self.copies.idle_max) {
+            list = self.copies.shut(list, volume);
+        }
+        drop(list);
         self.copies.changed.notify_all();
     }
 }
@@ -407,8 +426,40 @@ const CONNECTIONS_MAX: usize = 4096;
 const CONNECTIONS_PER_VOLUME_MAX: usize = 128;
 /// How long a copy stays open for nobody.
 const IDLE: Duration = Duration::from_secs(30);
+/// So many stay open for nobody, for less than that.
+const IDLE_MAX: usize = 1024;
 /// How long a copy that was released is left alone.
 const RELEASED: Duration = Duration::from_secs(5);
 /// What a process has from taking a copy to having claimed the volume.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(5);
 const NEW_STEP: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{SectorSize, Superblock};
+
+    #[test]
+    fn of_copies_that_nobody_uses_so_many_stay_open_and_those_used_last() {
+        let root = tempfile::tempdir().unwrap();
+        let copies = Copies { idle_max: 2, ..Copies::new(root.path().to_owned(), Some(Kind::Inline), 0) };
+        let copies = Arc::new(copies);
+        let volumes: Vec<_> = (0..4).map(|_| Uuid::new_v4()).collect();
+        let enter = |volume: Uuid| {
+            let claim = Claim { volume, view: ViewNumber(1), has_key: false };
+            copies.enter(claim, Instant::now() + Duration::from_secs(10)).unwrap()
+        };
+        for &volume in &volumes {
+            let superblock = Superblock::plain(volume, 1 << 20, SectorSize::Bytes512).unwrap();
+            drop(Store::create(&copies.dir(volume), &superblock, None).unwrap());
+        }
+        let used = enter(volumes[0]);
+        for &volume in &volumes[1..] {
+            drop(enter(volume));
+        }
+        let open = |volume: &Uuid| copies.open_now().iter().any(|copy| copy.volume == *volume);
+        assert_eq!(volumes.iter().map(open).collect::<Vec<_>>(), [true, false, true, true]);
+        drop(used);
+        assert_eq!(volumes.iter().map(open).collect::<Vec<_>>(), [true, false, false, true]);
+    }
+}

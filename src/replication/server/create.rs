@@ -22,7 +22,8 @@ use crate::replication::transport::Connection;
 use crate::replication::view::View;
 use crate::store::{RegionTable, Store, StoreError, Superblock};
 
-/// Makes the copy that an opening asks for, if its sender may, and opens it.
+/// Makes the copy that an opening asks for, if its sender may, and opens it. The place at the door is kept until that
+/// is done: so many are made at once, and no more wait.
 ///
 /// # Errors
 ///
@@ -33,7 +34,7 @@ pub fn create(
     superblock: &[u8],
     view: &View,
     proof: Option<&[u8; 64]>,
-    permit: Permit,
+    _permit: Permit,
 ) -> Result<Welcome, Denied> {
     let superblock = Superblock::parse(superblock)?;
     if superblock.id != view.volume {
@@ -58,7 +59,6 @@ pub fn create(
     if !has_key && !view.may_write(asks) {
         return Err(Denied::NotAWriter { node: asks.clone() });
     }
-    drop(permit);
 
     {
         let _one_at_a_time = house.creating.lock().unwrap_or_else(PoisonError::into_inner);

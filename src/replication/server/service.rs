@@ -180,7 +180,7 @@ impl Service {
         if matches!(end, End::Refused(_) | End::Closed) {
             say_last(&mut self.connection);
         }
-        self.leave(&served, &end);
+        self.leave(served, &end);
         end
     }
 
@@ -190,6 +190,7 @@ impl Service {
             if !self.closing {
                 busy |= self.take_requests(served)?;
             }
+            let mut was_full = self.is_full();
             // What is answered before it is done need not wait until the disk is asked.
             self.connection.send()?;
             busy |= self.settle(served)?;
@@ -199,7 +200,7 @@ impl Service {
             if self.closing && self.pending.is_empty() {
                 return Ok(());
             }
-            let was_full = self.is_full();
+            was_full |= self.is_full();
             self.connection.send()?;
             // Requests that were left where they are may be in memory already, where no socket tells of them.
             busy |= was_full && !self.is_full();
@@ -502,22 +503,23 @@ impl Service {
         Ok(())
     }
 
-    /// Takes leave of the replica, and finishes what is in flight.
-    fn leave(mut self, served: &Served, end: &End) {
+    /// Takes leave of the replica, and finishes what is in flight. The lease ends last: who waits for the copy to be
+    /// closed finds nothing of it in use then.
+    fn leave(mut self, served: Arc<Served>, end: &End) {
         let id = self.id;
         let actions = served.with_replica(id, |replica| replica.closed(id));
         let mut engine_failed = matches!(end, End::Engine(_)) || self.watch(epoll::EventFlags::empty()).is_err();
         // What it would say to the peer does not matter any more.
-        let _ = self.act(served, actions);
-        let _ = self.read_mail(served);
+        let _ = self.act(&served, actions);
+        let _ = self.read_mail(&served);
         while !engine_failed && self.executor.in_flight() > 0 {
-            engine_failed = matches!(self.settle(served), Err(End::Engine(_)));
-            let _ = self.read_mail(served);
+            engine_failed = matches!(self.settle(&served), Err(End::Engine(_)));
+            let _ = self.read_mail(&served);
             if !engine_failed && self.executor.in_flight() > 0 {
                 engine_failed = self.executor.wait(&[self.epoll.as_fd()]).is_err();
             }
         }
-        let Service { executor, connection, applying, .. } = self;
+        let Service { executor, connection, applying, lease, .. } = self;
         connection.close();
         // Waits for what a failed engine may still have in the kernel.
         drop(executor);
@@ -531,6 +533,8 @@ impl Service {
             log::debug!("left behind: {actions:?}");
         }
         served.leave(id);
+        drop(served);
+        drop(lease);
     }
 }
 
