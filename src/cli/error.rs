@@ -115,6 +115,17 @@ pub enum CliError {
         /// Why.
         source: io::Error,
     },
+    /// It was asked to end, and has been waited for in vain.
+    #[error(
+        "{}: what the guest has asked for has not ended within {seconds} s, as where a disk hangs or writes wait for copies: ending without it. What was acknowledged and flushed is safe",
+        .dir.display()
+    )]
+    NotEnded {
+        /// The volume's folder, or its id.
+        dir: PathBuf,
+        /// How long was waited.
+        seconds: f32,
+    },
     /// A replicated volume cannot be attached.
     #[error(transparent)]
     Primary(#[from] PrimaryError),

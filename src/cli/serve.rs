@@ -64,6 +64,9 @@ pub struct ServeArgs {
     /// take no longer than that themselves; 0 never watches [default: 50, for several copies 400]
     #[arg(long, value_name = "TIME", value_parser = clap::value_parser!(u64).range(0..=POLL_US_MAX))]
     poll_us: Option<u64>,
+    /// How long to wait, when asked to end, for what the guest has asked for, and for the volume to be flushed
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration::parse_patience)]
+    stop_timeout: Duration,
     #[command(flatten)]
     replication: ReplicationArgs,
 }
@@ -141,7 +144,8 @@ pub fn run(args: Arc<ServeArgs>) -> Result<(), CliError> {
     let is_replicated = args.volume.is_some() || args.replication.view.is_some();
     let attached = if is_replicated {
         let (theirs, stop_too) = (args.clone(), stop.try_clone().map_err(CliError::Signals)?);
-        let attached = signals::do_until(stop.as_fd(), move || copies::attach(&theirs, stop_too.as_fd()));
+        let attached =
+            signals::do_until("attach", stop.as_fd(), GRACE, move || copies::attach(&theirs, stop_too.as_fd()));
         attached.map_err(CliError::Signals)?.unwrap_or(Ok(None))
     } else {
         attach_folder(&args, stop.as_fd())
@@ -156,15 +160,29 @@ pub fn run(args: Arc<ServeArgs>) -> Result<(), CliError> {
             log::info!("stopped before the volume was attached; nothing was served");
             return Ok(());
         }
-        Ok(Some(attachment)) => Arc::new(attachment),
+        Ok(Some(attachment)) => attachment,
         Err(error) => return Err(error),
     };
+    let dir = attachment.volume().dir().to_owned();
+    let (theirs, stop_too) = (args.clone(), stop.try_clone().map_err(CliError::Signals)?);
+    let serving = move || serve(&theirs, Arc::new(attachment), is_replicated, stop_too.as_fd());
+    let served = signals::do_until("serve", stop.as_fd(), args.stop_timeout, serving).map_err(CliError::Signals)?;
+    served.unwrap_or(Err(CliError::NotEnded { dir, seconds: args.stop_timeout.as_secs_f32() }))
+}
+
+/// Serves what is attached, and closes it.
+fn serve(
+    args: &ServeArgs,
+    attachment: Arc<Attachment>,
+    is_replicated: bool,
+    stop: BorrowedFd<'_>,
+) -> Result<(), CliError> {
     let failed = |source| CliError::Serve { dir: attachment.volume().dir().to_owned(), source };
     let serial = args.serial.unwrap_or_else(|| default_serial(attachment.volume()));
     let disk = Arc::new(Disk::new(attachment.clone(), serial, args.queues));
     let socket = Socket::bind(&args.socket)?;
     log_start(&args.socket, &disk);
-    server::run(&socket, &disk, &patience(args.poll_us, is_replicated), stop.as_fd()).map_err(failed)?;
+    server::run(&socket, &disk, &patience(args.poll_us, is_replicated), stop).map_err(failed)?;
     drop(disk);
     if let Some(attachment) = Arc::into_inner(attachment) {
         attachment.close();
@@ -236,6 +254,8 @@ fn log_start(socket: &Path, disk: &Disk) {
     );
 }
 
+/// For an attachment that can end in order: long enough to close connections, and short enough to be called at once.
+const GRACE: Duration = Duration::from_millis(500);
 /// About what two wake-ups take: where a request takes less, watching more than doubles the speed, and
 /// it is left alone where one takes more. See docs/performance.md.
 const POLL_US: u64 = 50;

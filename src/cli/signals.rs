@@ -20,19 +20,21 @@ pub fn stop() -> io::Result<UnixStream> {
 }
 
 /// Does what may have to wait for others, on a thread of its own; none if `stop` becomes readable meanwhile and the
-/// work does not end soon after that. Then the thread is left to the end of the process, which is to come next: whoever
+/// work does not end within `grace` after that. Then the thread is left to the end of the process, which is to come next: whoever
 /// waits for a server that is away, a name server or a lock cannot be told to stop.
 pub fn do_until<T: Send + 'static>(
+    name: &str,
     stop: BorrowedFd<'_>,
+    grace: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<Option<T>> {
     // Its other end is closed, and so it is readable, when the thread ends in whatever way.
     let (ended, running) = UnixStream::pair()?;
-    let thread = thread::Builder::new().name("attach".to_owned()).spawn(move || {
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
         let _running = running;
         work()
     })?;
-    let has_ended = is_readable(&[ended.as_fd(), stop], None)? || is_readable(&[ended.as_fd()], Some(GRACE))?;
+    let has_ended = is_readable(&[ended.as_fd(), stop], None)? || is_readable(&[ended.as_fd()], Some(grace))?;
     Ok(has_ended.then(|| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
 }
 
@@ -54,9 +56,6 @@ fn is_readable(fds: &[BorrowedFd<'_>], time: Option<Duration>) -> io::Result<boo
     }
 }
 
-/// For what can end in order: long enough to close connections, and short enough to be called at once.
-const GRACE: Duration = Duration::from_millis(500);
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -64,18 +63,20 @@ mod tests {
 
     use super::*;
 
+    const GRACE: Duration = Duration::from_millis(500);
+
     #[test]
     fn work_that_waits_is_left_when_the_process_is_to_end_and_other_work_is_not() {
         let (stop, mut signal) = UnixStream::pair().unwrap();
-        assert_eq!(do_until(stop.as_fd(), || 7).unwrap(), Some(7));
-        let panicked = std::panic::catch_unwind(|| do_until(stop.as_fd(), || panic!("on purpose")));
+        assert_eq!(do_until("work", stop.as_fd(), GRACE, || 7).unwrap(), Some(7));
+        let panicked = std::panic::catch_unwind(|| do_until("work", stop.as_fd(), GRACE, || panic!("on purpose")));
         assert!(panicked.is_err());
 
         signal.write_all(&[0]).unwrap();
         // What is quick enough is not left half done.
-        assert_eq!(do_until(stop.as_fd(), || thread::sleep(GRACE / 10)).unwrap(), Some(()));
+        assert_eq!(do_until("work", stop.as_fd(), GRACE, || thread::sleep(GRACE / 10)).unwrap(), Some(()));
         let begun = Instant::now();
-        assert_eq!(do_until(stop.as_fd(), || thread::sleep(GRACE * 20)).unwrap(), None);
+        assert_eq!(do_until("work", stop.as_fd(), GRACE, || thread::sleep(GRACE * 20)).unwrap(), None);
         assert!(begun.elapsed() < GRACE * 10, "{:?}", begun.elapsed());
     }
 }

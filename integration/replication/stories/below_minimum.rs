@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::cluster::{Cluster, PEER_TIMEOUT_TIME, Plan};
+use rustix::process::Signal;
+
+use crate::cluster::{Cluster, LONG, PEER_TIMEOUT_TIME, Plan};
 use crate::model::BLOCK;
 use crate::support::guest::{Guest, Options};
 use crate::support::request::{IOERR, Layout, OK, Request};
@@ -67,6 +69,37 @@ fn writes_fail_below_the_minimum_where_that_is_asked_for() {
     guest.write(4096, &data);
     guest.flush();
     assert_eq!(guest.read(4096, BLOCK), data);
+    drop(guest);
+    writer.process.terminate();
+    cluster.assert_equal();
+}
+
+#[test]
+fn a_writer_whose_guest_waits_below_the_minimum_can_be_ended() {
+    let mut cluster = Cluster::start(&HARD);
+    let mut writer = cluster.serve(0, &["--stop-timeout", "2s"]);
+    cluster.await_in_sync(0);
+    let mut guest = Guest::connect_as(&writer.socket, OPTIONS);
+    guest.stay();
+    guest.write(0, &[1; BLOCK]);
+    cluster.kill_replica(1);
+    cluster.await_behind(0, 1, PEER_TIMEOUT_TIME * 3);
+    let write = Request::write(0, &[2; BLOCK]);
+    let waiting = guest.submit(0, &write, &Layout::usual(&write));
+    guest.kick(0);
+    writer.process.signal(Signal::TERM);
+    let status = writer.process.await_end(LONG);
+    let said = writer.process.said();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("has not ended within 2 s"), "{said}");
+    assert_eq!(guest.rings[0].used_index(&guest.memory), guest.rings[0].taken(), "it was not acknowledged");
+    drop((waiting, guest));
+
+    cluster.start_replica(1);
+    let writer = cluster.serve(0, &[]);
+    cluster.await_in_sync(0);
+    let mut guest = Guest::connect_as(&writer.socket, OPTIONS);
+    assert_eq!(guest.read(0, BLOCK), [1; BLOCK]);
     drop(guest);
     writer.process.terminate();
     cluster.assert_equal();

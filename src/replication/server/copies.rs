@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::denied::Denied;
+use super::error::ServerError;
 use super::fence;
 use super::served::Served;
 use crate::io::Kind;
@@ -40,6 +41,8 @@ struct List {
     volumes: BTreeMap<Uuid, Slot>,
     connections: usize,
     stopping: bool,
+    /// Copies whose last sync failed, since the process is to end.
+    unsynced: usize,
 }
 
 impl List {
@@ -268,8 +271,12 @@ impl Copies {
         }
     }
 
-    /// Lets nobody in any more, and closes everything. False if the deadline came first.
-    pub fn close_all(&self, deadline: Instant) -> bool {
+    /// Lets nobody in any more, and closes everything.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError::Stuck`] if the deadline comes first, [`ServerError::Unsynced`] if not everything is on the disk.
+    pub fn close_all(&self, deadline: Instant) -> Result<(), ServerError> {
         let mut list = self.lock();
         list.stopping = true;
         loop {
@@ -290,11 +297,12 @@ impl Copies {
                 continue;
             }
             if list.volumes.is_empty() {
-                return true;
+                let copies = list.unsynced;
+                return if copies == 0 { Ok(()) } else { Err(ServerError::Unsynced { copies }) };
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return false;
+                return Err(ServerError::Stuck);
             }
             list = self.wait(list, left);
         }
@@ -324,15 +332,18 @@ impl Copies {
     fn shut<'a>(&'a self, mut list: MutexGuard<'a, List>, volume: Uuid) -> MutexGuard<'a, List> {
         let slot = list.volumes.insert(volume, Slot::Busy);
         drop(list);
+        let mut synced = true;
         if let Some(Slot::Open { served, .. }) = slot {
             if !served.copy().replica().has_failed()
                 && let Err(error) = served.copy().sync()
             {
                 log::error!("{}: the last sync before closing failed: {error}", served.copy().dir().display());
+                synced = false;
             }
             log::info!("{}: closed", served.copy().dir().display());
         }
         let mut list = self.lock();
+        list.unsynced += usize::from(list.stopping && !synced);
         list.volumes.remove(&volume);
         self.changed.notify_all();
         list

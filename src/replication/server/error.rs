@@ -28,4 +28,12 @@ pub enum ServerError {
     /// Copies could not be closed.
     #[error("some copies could not be closed in time: check the disk; what was acknowledged as durable is")]
     Stuck,
+    /// The disk did not take what a copy was given.
+    #[error(
+        "the last sync of {copies} copies has failed: what was not flushed may be lost there, and their writers send it again when they find the copies in a new incarnation; check the disk"
+    )]
+    Unsynced {
+        /// How many.
+        copies: usize,
+    },
 }

@@ -194,7 +194,7 @@ impl Server {
         drop((listener, lobby, control));
         let (copies, connections) = house.copies.counts();
         log::info!("stopping: {copies} copies are open, with {connections} connections");
-        if house.copies.close_all(Instant::now() + STOP_PATIENCE) { Ok(()) } else { Err(ServerError::Stuck) }
+        house.copies.close_all(Instant::now() + STOP_PATIENCE)
     }
 
     /// Sleeps until there is something to do, but not for long. True if it is time to stop.
