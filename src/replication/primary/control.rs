@@ -148,10 +148,8 @@ impl Control {
     fn leave_local(&mut self) {
         self.joining = None;
         let Some((_, connections)) = self.joined.take() else { return };
-        if let Some(copy) = &self.copy
-            && let Some(served) = copy.served()
-        {
-            copy.close_connections(&served, &connections);
+        if let Some(served) = self.copy.as_ref().and_then(|copy| copy.served()) {
+            LocalCopy::close_connections(&served, &connections);
         }
         self.old = connections;
     }

@@ -89,7 +89,7 @@ impl Hands {
             lane,
             peers: (0..MEMBERS_MAX).map(|_| Peer::default()).collect(),
             here: shared.look(|state| state.local()),
-            local: copy.as_ref().map_or_else(LocalHands::of_no_copy, |copy| copy.hands(depth)),
+            local: LocalHands::new(depth),
             copy,
             memory: Memory::new(shared.clone(), pieces_max),
             shared,

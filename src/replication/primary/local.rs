@@ -6,24 +6,21 @@
 //!
 //! A copy that has failed is opened again, in a new incarnation, once every lane has let go of it.
 
-mod persist;
-
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
-use self::persist::Persister;
 use super::memory::{Memory, Outgoing, Source};
 use crate::io::Kind;
 use crate::io::segments::Segment;
 use crate::replication::copy::{CopyError, Ended, Executor, OpenCopy, Payload as Bytes};
 use crate::replication::message::{Hello, Reply, Request, Welcome};
 use crate::replication::replica::{Action, ConnectionId, FlightId, Refusal};
-use crate::replication::server::served::{Mail, Mailbox, Served};
+use crate::replication::server::served::{Mail, Mailbox, NOBODY, Served};
 use crate::replication::view::ViewNumber;
 use crate::replication::writer::Payload;
 
@@ -35,8 +32,6 @@ pub(super) struct LocalCopy {
     next_connection: AtomicU64,
     /// Of each lane.
     mailboxes: Vec<Arc<Mailbox>>,
-    persister: Persister,
-    persisting: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl LocalCopy {
@@ -44,23 +39,15 @@ impl LocalCopy {
     ///
     /// # Errors
     ///
-    /// When there are no descriptors or threads left.
+    /// When there are no descriptors left.
     pub(super) fn new(copy: Arc<OpenCopy>, kind: Option<Kind>, lanes: u16) -> io::Result<LocalCopy> {
-        let (persister, persisting) = Persister::start()?;
         Ok(LocalCopy {
             dir: copy.dir().to_owned(),
             kind,
             served: Mutex::new(Some(Arc::new(Served::new(copy)))),
             next_connection: AtomicU64::new(1),
             mailboxes: (0..lanes).map(|_| Mailbox::new().map(Arc::new)).collect::<io::Result<_>>()?,
-            persister,
-            persisting: Mutex::new(Some(persisting)),
         })
-    }
-
-    /// The hands of a lane on it, for at most so many operations of the disk at once.
-    pub(super) fn hands(&self, depth: usize) -> LocalHands {
-        LocalHands::new(depth, self.persister.clone())
     }
 
     /// Its folder.
@@ -108,20 +95,16 @@ impl LocalCopy {
             let connection = ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed));
             served.join(connection, mailbox.clone());
             let hello = Hello { lane, ..hello.clone() };
-            carry_out(
-                served,
-                &self.persister,
-                served.with_replica(NOBODY, |replica| replica.hello(connection, &hello)),
-            );
+            carry_out(served, served.with_replica(NOBODY, |replica| replica.hello(connection, &hello)));
             joined.push(connection);
         }
         joined
     }
 
     /// Ends connections; what they have in flight is finished by their lanes.
-    pub(super) fn close_connections(&self, served: &Arc<Served>, connections: &[ConnectionId]) {
+    pub(super) fn close_connections(served: &Arc<Served>, connections: &[ConnectionId]) {
         for &connection in connections {
-            carry_out(served, &self.persister, served.with_replica(NOBODY, |replica| replica.closed(connection)));
+            carry_out(served, served.with_replica(NOBODY, |replica| replica.closed(connection)));
         }
     }
 
@@ -140,12 +123,8 @@ impl LocalCopy {
 
     /// Syncs and closes the copy, if nobody holds it.
     pub(super) fn close(&self) {
-        self.persister.end();
-        let persisting = self.persisting.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if persisting.is_some_and(|thread| thread.join().is_err()) {
-            log::error!("{}: the thread that makes its rows durable has panicked", self.dir.display());
-        }
         let Some(served) = self.lock().take() else { return };
+        served.finish_persisting();
         if !served.copy().replica().has_failed()
             && let Err(error) = served.copy().sync()
         {
@@ -166,7 +145,6 @@ pub(super) struct LocalHands {
     session: u64,
     connection: Option<ConnectionId>,
     depth: usize,
-    persister: Persister,
     /// Reads and writes that the replica has not answered.
     pending: HashMap<(ConnectionId, u64), Pending>,
     /// What the disk is doing: for which requests.
@@ -198,19 +176,14 @@ pub(super) enum Told {
 }
 
 impl LocalHands {
-    /// On no copy.
-    pub(super) fn of_no_copy() -> LocalHands {
-        LocalHands::new(0, Persister::of_no_copy())
-    }
-
-    fn new(depth: usize, persister: Persister) -> LocalHands {
+    /// For at most so many operations of the disk at once.
+    pub(super) fn new(depth: usize) -> LocalHands {
         LocalHands {
             executor: None,
             served: None,
             session: 0,
             connection: None,
             depth,
-            persister,
             pending: HashMap::new(),
             applying: HashMap::new(),
             batch: Vec::new(),
@@ -396,7 +369,7 @@ impl LocalHands {
                     actions
                         .extend(served.with_replica(caller, |replica| replica.applied(flight, Err(libc::ECANCELED))));
                 }
-                Action::Persist { rows, view } => self.persister.persist(served, rows, view),
+                Action::Persist { rows, view } => served.persist(rows, view),
             }
         }
     }
@@ -475,7 +448,6 @@ impl LocalHands {
         results.extend(self.applying.drain().map(|(flight, _)| (flight, Err(libc::EIO))));
         carry_out(
             &served,
-            &self.persister,
             served.with_replica(NOBODY, |replica| {
                 for (flight, result) in results {
                     replica.applied(flight, result);
@@ -492,10 +464,10 @@ impl Drop for LocalHands {
 }
 
 /// Carries out what the replica wants of nobody in particular.
-fn carry_out(served: &Arc<Served>, persister: &Persister, actions: Vec<Action>) {
+fn carry_out(served: &Arc<Served>, actions: Vec<Action>) {
     for action in actions {
         if let Action::Persist { rows, view } = action {
-            persister.persist(served, rows, view);
+            served.persist(rows, view);
         }
     }
 }
@@ -522,8 +494,6 @@ fn copy(executor: &mut Executor, bytes: &[u8]) -> Bytes {
     Bytes::owned(buffer)
 }
 
-/// Never the number of a connection.
-const NOBODY: ConnectionId = ConnectionId(0);
 /// Between two looks at a disk that nobody waits for.
 const LOOK: Duration = Duration::from_millis(1);
 

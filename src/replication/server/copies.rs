@@ -334,6 +334,7 @@ impl Copies {
         drop(list);
         let mut synced = true;
         if let Some(Slot::Open { served, .. }) = slot {
+            served.finish_persisting();
             if !served.copy().replica().has_failed()
                 && let Err(error) = served.copy().sync()
             {

@@ -16,6 +16,7 @@
 //! | `budget` | how much memory connections take |
 //! | `visitors` | connections that were let in, and whether they may stay |
 //! | `served` | a copy that connections share |
+//! | `persist` | the thread that makes its rows and views durable |
 //! | `service` | one connection, from its hello to its end |
 //! | `control` | giving a copy to a process of this node that asks, and saying how the replica stands |
 //! | [`status`] | how it stands |
@@ -34,6 +35,7 @@ mod error;
 mod fence;
 mod gate;
 mod lobby;
+mod persist;
 pub(super) mod served;
 mod service;
 pub mod status;

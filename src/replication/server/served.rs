@@ -14,13 +14,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::persist::{Persister, Wanted, persist};
 use crate::replication::copy::OpenCopy;
+use crate::replication::region::{RegionIndex, Row};
 use crate::replication::replica::{Action, ConnectionId, Replica};
+use crate::replication::view::View;
 
 /// A copy in the service of connections.
 pub struct Served {
     copy: Arc<OpenCopy>,
     mailboxes: Mutex<Mailboxes>,
+    /// From when the first row or view was to be made durable.
+    persister: Mutex<Option<Persister>>,
 }
 
 #[derive(Default)]
@@ -50,7 +55,7 @@ pub enum Mail {
 impl Served {
     /// Serves a copy.
     pub fn new(copy: Arc<OpenCopy>) -> Served {
-        Served { copy, mailboxes: Mutex::default() }
+        Served { copy, mailboxes: Mutex::default(), persister: Mutex::default() }
     }
 
     /// The copy.
@@ -97,6 +102,34 @@ impl Served {
             log::error!("{}: the copy has failed, and is opened again for its writer", self.copy.dir().display());
         }
         mine
+    }
+
+    /// Carries an [`Action::Persist`] out, without waiting for the disk: the replica and its connections are told.
+    pub fn persist(self: &Arc<Self>, rows: Vec<(RegionIndex, Row)>, view: Option<Box<View>>) {
+        let wanted = Wanted { served: self.clone(), rows, view };
+        let mut persister = lock(&self.persister);
+        if persister.is_none() {
+            match Persister::start() {
+                Ok(started) => *persister = Some(started),
+                Err(error) => log::warn!("{}: no thread for its rows: {error}", self.copy.dir().display()),
+            }
+        }
+        let left = match &*persister {
+            Some(persister) => persister.send(wanted).err(),
+            None => Some(wanted),
+        };
+        drop(persister);
+        if let Some(wanted) = left {
+            persist(wanted);
+        }
+    }
+
+    /// Waits until nothing is being made durable any more: before the copy is closed, when it has no connections.
+    pub fn finish_persisting(&self) {
+        let persister = lock(&self.persister).take();
+        if let Some(persister) = persister {
+            persister.end();
+        }
     }
 
     /// Asks every connection for memory that it does not use.
@@ -166,3 +199,6 @@ fn addressee(action: &Action) -> Option<ConnectionId> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Who calls a replica on behalf of no connection: they count from zero.
+pub const NOBODY: ConnectionId = ConnectionId(u64::MAX);

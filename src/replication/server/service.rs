@@ -10,7 +10,7 @@
 //! How it ends: the peer goes or breaks the protocol, the replica refuses it, or it is told to close. In
 //! each case what is in flight on the copy is finished first, and the replica told of it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -184,7 +184,7 @@ impl Service {
         end
     }
 
-    fn serve(&mut self, served: &Served) -> Result<(), End> {
+    fn serve(&mut self, served: &Arc<Served>) -> Result<(), End> {
         loop {
             let mut busy = self.read_mail(served)?;
             if !self.closing {
@@ -212,7 +212,7 @@ impl Service {
         }
     }
 
-    fn read_mail(&mut self, served: &Served) -> Result<bool, End> {
+    fn read_mail(&mut self, served: &Arc<Served>) -> Result<bool, End> {
         let mail = self.mailbox.take();
         let busy = !mail.is_empty();
         let mut actions = Vec::new();
@@ -228,7 +228,7 @@ impl Service {
     }
 
     /// Takes the requests that are there, as far as they may be in flight. True if anything came.
-    fn take_requests(&mut self, served: &Served) -> Result<bool, End> {
+    fn take_requests(&mut self, served: &Arc<Served>) -> Result<bool, End> {
         let mut busy = false;
         let mut batch = Vec::new();
         while batch.len() < BATCH_MAX && self.has_room() {
@@ -286,7 +286,7 @@ impl Service {
     /// Notes a request as pending; answers one that the volume cannot have.
     fn admit(
         &mut self,
-        served: &Served,
+        served: &Arc<Served>,
         frame: RequestFrame,
         buffer: Option<Buffer>,
     ) -> Result<Option<(ViewNumber, u64, Request)>, End> {
@@ -315,11 +315,10 @@ impl Service {
     }
 
     /// Carries out what the replica wants, and what follows from that.
-    fn act(&mut self, served: &Served, actions: Vec<Action>) -> Result<(), End> {
-        let mut actions = VecDeque::from(actions);
+    fn act(&mut self, served: &Arc<Served>, actions: Vec<Action>) -> Result<(), End> {
         let mut result = Ok(());
         // All of them, also after one has failed: others may wait for what is in them.
-        while let Some(action) = actions.pop_front() {
+        for action in actions {
             match action {
                 Action::Welcome(_, welcome) => {
                     self.welcomed = true;
@@ -346,20 +345,14 @@ impl Service {
                     self.applying.insert(flight, Applying::Pending(id));
                     self.executor.apply(flight, &request, payload);
                 }
-                Action::Persist { rows, view } => {
-                    let persisted = served.copy().persist(&rows, view.as_deref());
-                    if let Err(error) = &persisted {
-                        log::error!("{error}");
-                    }
-                    actions.extend(served.with_replica(self.id, |replica| replica.persisted(persisted.is_ok())));
-                }
+                Action::Persist { rows, view } => served.persist(rows, view),
             }
         }
         result
     }
 
     /// Looks at what has been done on the copy. True if there was anything.
-    fn settle(&mut self, served: &Served) -> Result<bool, End> {
+    fn settle(&mut self, served: &Arc<Served>) -> Result<bool, End> {
         let mut ended = std::mem::take(&mut self.ended);
         let driven = self.executor.drive(&mut ended);
         let busy = !ended.is_empty();

@@ -22,7 +22,6 @@ struct Bench {
     served: Arc<Served>,
     mailbox: Arc<Mailbox>,
     hands: LocalHands,
-    persister: Persister,
     memory: Memory,
     _folder: TempDir,
 }
@@ -36,19 +35,18 @@ impl Bench {
         drop(Store::create(&dir, &superblock, None).unwrap());
         let served = Arc::new(Served::new(OpenCopy::open(&dir, Some(Kind::Inline)).unwrap()));
         let mailbox = Arc::new(Mailbox::new().unwrap());
-        let (persister, _) = Persister::start().unwrap();
-        let mut hands = LocalHands::new(4, persister.clone());
+        let mut hands = LocalHands::new(4);
         served.join(LANE, mailbox.clone());
         let welcomed = served.with_replica(LANE, |replica| replica.hello(LANE, &hello(volume, 1)));
         assert!(welcomed.iter().any(|action| matches!(action, Action::Welcome(LANE, _))), "{welcomed:?}");
         let accept = Request::Accept(Box::new(view(volume)));
         let asked = served.with_replica(LANE, |replica| replica.request(LANE, VIEW, 1, accept));
-        carry_out(&served, &persister, asked);
+        carry_out(&served, asked);
         await_mail(&mailbox);
         assert_eq!(served.copy().replica().accepted(), VIEW);
         drop(mailbox.take());
         hands.joined(served.clone(), 1, LANE).unwrap();
-        Bench { memory: memory(volume), served, mailbox, hands, persister, _folder: folder }
+        Bench { memory: memory(volume), served, mailbox, hands, _folder: folder }
     }
 
     fn disconnect(&mut self) {
@@ -126,7 +124,7 @@ fn a_lane_that_lets_the_copy_go_leaves_nothing_undone() {
     let row = bench.served.with_replica(LANE, |replica| replica.request(LANE, VIEW, 2, zero));
     assert!(matches!(row[..], [Action::Persist { .. }]), "{row:?}");
     bench.disconnect();
-    carry_out(&bench.served, &bench.persister, row);
+    carry_out(&bench.served, row);
     bench.await_another_session();
 }
 
@@ -135,7 +133,7 @@ fn what_a_lane_was_asked_for_just_before_it_lets_the_copy_go_is_answered() {
     let mut bench = Bench::new();
     let zero = Request::Zero { offset: 0, len: 4096, durable: false };
     let row = bench.served.with_replica(LANE, |replica| replica.request(LANE, VIEW, 2, zero));
-    carry_out(&bench.served, &bench.persister, row);
+    carry_out(&bench.served, row);
     await_mail(&bench.mailbox);
     bench.disconnect();
     bench.await_another_session();
