@@ -53,7 +53,7 @@ fn ring(calls: u64, _: &Path) -> Outcome<()> {
     let mut queue = queue(&memory, VIRTIO_BLK_T_IN)?;
     queue.set_event_idx(true);
     let available = memory.get_host_address(GuestAddress(AVAILABLE + 2))?.cast::<u16>();
-    let mut ring = Ring::new(queue, memory.clone());
+    let mut ring = Ring::new(queue, memory.clone(), None)?;
     for call in 1..=calls {
         // SAFETY: the available index, in guest memory that is mapped, aligned, and nobody else's.
         unsafe { available.write_volatile((call as u16).to_le()) };

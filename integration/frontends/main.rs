@@ -9,6 +9,7 @@ mod support;
 
 mod device;
 mod durability;
+mod inflight;
 mod layouts;
 mod library;
 mod memory;

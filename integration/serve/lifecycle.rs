@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -16,12 +17,14 @@ use crate::support::served::{Served, command};
 use crate::support::volume::{Volume, is_zero};
 
 const SIZE: u64 = 16 << 20;
+const ROUNDS: u64 = 12;
 
 under_every_engine!(
     ends_cleanly_without_a_front_end,
     ends_cleanly_in_the_middle_of_a_conversation,
     ends_cleanly_with_requests_in_flight,
     comes_back_after_being_killed,
+    finishes_what_a_server_that_was_killed_had_taken,
     serves_one_front_end_after_another,
     can_be_connected_to_as_soon_as_its_socket_is_there,
 );
@@ -122,6 +125,42 @@ fn comes_back_after_being_killed(configuration: Configuration) {
     child.wait().expect("the server's end");
     let mode = fs::symlink_metadata(&socket).expect("the socket it left");
     assert!(!mode.is_file());
+}
+
+fn finishes_what_a_server_that_was_killed_had_taken(configuration: Configuration) {
+    let volume = Volume::create(configuration, SIZE);
+    let mut served = Served::start(&volume);
+    let mut guest = served.guest_as(Options::CLOUD_HYPERVISOR.queues(2));
+    let mut left_over = 0;
+    for round in 0..ROUNDS {
+        let mut pending = Vec::new();
+        for queue in 0..2 {
+            for index in 0..40 {
+                let slot = queue as u64 * 40 + index;
+                let data = pattern(round * 1000 + slot, 16384);
+                let request = Request::write(slot * 16384, &data);
+                pending.push((slot, guest.submit(queue, &request, &Layout::usual(&request))));
+            }
+            guest.kick(queue);
+        }
+        // At another moment each time.
+        thread::sleep(Duration::from_micros(round * 150));
+        served.kill();
+        let used: u16 = guest.rings.iter().map(|ring| ring.used_index(&guest.memory) - ring.taken()).sum();
+        left_over += 80 - u64::from(used);
+        served = Served::start(&volume);
+        guest.reconnect(served.socket());
+        for (slot, pending) in &pending {
+            assert_eq!(guest.finish(pending).status, OK, "round {round}, slot {slot}");
+        }
+        for slot in 0..80 {
+            let data = guest.read(slot * 16384, 16384);
+            assert!(data == pattern(round * 1000 + slot, 16384), "round {round}, slot {slot}");
+        }
+    }
+    assert!(left_over > 0, "every server had finished before it was killed");
+    drop(guest);
+    served.terminate().assert_clean();
 }
 
 fn serves_one_front_end_after_another(configuration: Configuration) {

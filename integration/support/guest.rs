@@ -6,8 +6,10 @@
 //! features before features, and names every queue's size before any queue's addresses.
 //! Firecracker takes CONFIG alone, so it sees no acknowledgement and no error.
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc;
@@ -15,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -82,7 +84,8 @@ impl Options {
         protocol: VhostUserProtocolFeatures::CONFIG
             .union(VhostUserProtocolFeatures::REPLY_ACK)
             .union(VhostUserProtocolFeatures::MQ)
-            .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS),
+            .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+            .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD),
         config_offset: 0x100,
         memory: 32 << 20,
     };
@@ -136,6 +139,8 @@ pub struct Guest {
     /// Completions that came while another was waited for.
     pub early: Early,
     options: Options,
+    /// Where the back end notes what it has in flight.
+    pub inflight: Option<(VhostUserInflight, File)>,
     requests_in_flight: usize,
     floor: u64,
     watchdog: Option<Watchdog>,
@@ -156,6 +161,50 @@ impl Guest {
 
     /// Connects and negotiates, and goes no further.
     pub fn negotiate(socket: &Path, options: Options) -> Self {
+        let (frontend, watchdog, offered, protocol) = Self::shake_hands(socket, &options);
+        let mut guest = Self {
+            frontend,
+            memory: Memory::new(options.memory),
+            rings: Vec::new(),
+            offered,
+            features: offered & options.features,
+            protocol,
+            config: Vec::new(),
+            early: Early::new(),
+            options,
+            inflight: None,
+            requests_in_flight: 0,
+            floor: super::memory::BASE,
+            watchdog: Some(watchdog),
+        };
+        guest.config = guest.read_config(options.config_offset);
+        guest
+    }
+
+    /// Goes on with another back end in the place of one that has ended without a word: rings and memory are as they
+    /// were left, and nobody has said how far each ring is.
+    // Of the programs that share this, those need it that kill a back end.
+    #[allow(dead_code)]
+    pub fn reconnect(&mut self, socket: &Path) {
+        let (frontend, watchdog, ..) = Self::shake_hands(socket, &self.options);
+        (self.frontend, self.watchdog) = (frontend, Some(watchdog));
+        self.frontend.set_features(self.features).expect("SET_FEATURES");
+        self.share_inflight();
+        self.share_memory();
+        for index in 0..self.rings.len() {
+            self.frontend.set_vring_num(index, self.rings[index].size).expect("SET_VRING_NUM");
+            self.start_queue(index, self.rings[index].used_index(&self.memory));
+            self.enable(index, true);
+        }
+    }
+
+    fn share_inflight(&mut self) {
+        if let Some((inflight, file)) = &self.inflight {
+            self.frontend.set_inflight_fd(inflight, file.as_raw_fd()).expect("SET_INFLIGHT_FD");
+        }
+    }
+
+    fn shake_hands(socket: &Path, options: &Options) -> (Frontend, Watchdog, u64, VhostUserProtocolFeatures) {
         let stream = connect(socket);
         let watchdog = Watchdog::over(&stream);
         let mut frontend = Frontend::from_stream(stream, options.queues as u64);
@@ -171,22 +220,7 @@ impl Guest {
             let queues = frontend.get_queue_num().expect("GET_QUEUE_NUM");
             assert!(queues >= options.queues as u64, "the back end has {queues} queues");
         }
-        let mut guest = Self {
-            frontend,
-            memory: Memory::new(options.memory),
-            rings: Vec::new(),
-            offered,
-            features: offered & options.features,
-            protocol,
-            config: Vec::new(),
-            early: Early::new(),
-            options,
-            requests_in_flight: 0,
-            floor: super::memory::BASE,
-            watchdog: Some(watchdog),
-        };
-        guest.config = guest.read_config(options.config_offset);
-        guest
+        (frontend, watchdog, offered, protocol)
     }
 
     /// Lets it be connected for longer than [`PATIENCE`]: for those who wait for no answer of the back end from now
@@ -203,6 +237,11 @@ impl Guest {
         self.early.clear();
         self.requests_in_flight = 0;
         self.frontend.set_features(self.features).expect("SET_FEATURES");
+        if self.options.protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
+            let wanted = VhostUserInflight::new(0, 0, self.options.queues as u16, self.options.queue_size);
+            self.inflight = Some(self.frontend.get_inflight_fd(&wanted).expect("GET_INFLIGHT_FD"));
+            self.share_inflight();
+        }
         self.share_memory();
         let event_idx = self.features & bit(VIRTIO_RING_F_EVENT_IDX) != 0;
         for _ in 0..self.options.queues {

@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod features;
+pub mod inflight;
 pub mod request;
 pub mod ring;
 pub mod worker;

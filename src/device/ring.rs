@@ -10,9 +10,10 @@ use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address as _, Bytes, GuestAddress, GuestMemory as _, Permissions};
+use vm_memory::{Address as _, Bytes, GuestAddress, GuestMemory as _, GuestRegionMmap, Permissions};
 
 use super::GuestMemory;
+use super::inflight::{Inflight, UnknownVersion};
 use crate::io::segments::Segment;
 
 /// A ring that cannot go on.
@@ -24,6 +25,9 @@ pub enum RingError {
     /// The available ring has entries that cannot be read.
     #[error("the ring is broken: the available ring cannot be read")]
     Unreadable,
+    /// What was in flight when it was served last cannot be taken up.
+    #[error(transparent)]
+    Inflight(#[from] UnknownVersion),
 }
 
 /// A virtqueue in the memory of one guest.
@@ -34,11 +38,34 @@ pub struct Ring {
     parts: Vec<Segment>,
     /// Elements pushed that the driver cannot see yet.
     unpublished: u16,
+    inflight: Option<Inflight>,
+    /// Chains to be taken before others.
+    again: Option<Again>,
+}
+
+/// Chains that were taken by another process, which ended before it gave them back.
+///
+/// The driver may have put others into their places of the available ring. So they are read from a ring of our own,
+/// beside the driver's memory, by the same rules.
+struct Again {
+    queue: Queue,
+    memory: GuestMemory,
 }
 
 impl Ring {
-    /// A ring over a queue that is ready and valid in `memory`.
-    pub fn new(queue: Queue, memory: Arc<GuestMemory>) -> Self {
+    /// A ring over a queue that is ready and valid in `memory`. What `inflight` says was in flight comes first.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be understood.
+    pub fn new(mut queue: Queue, memory: Arc<GuestMemory>, mut inflight: Option<Inflight>) -> Result<Self, RingError> {
+        let heads = inflight.as_mut().map(|inflight| inflight.recover(queue.next_used())).transpose()?;
+        let heads: Vec<u16> = heads.into_iter().flatten().filter(|&head| head < queue.size()).collect();
+        let again = (!heads.is_empty()).then(|| Again::new(&queue, &memory, &heads)).transpose()?;
+        if again.is_some() {
+            // So many were taken after what was used last.
+            queue.set_next_avail(queue.next_used().wrapping_add(heads.len() as u16));
+        }
         let entries = usize::from(queue.size());
         let parts = [
             (queue.desc_table(), 16 * entries),
@@ -46,7 +73,7 @@ impl Ring {
             (queue.used_ring(), 6 + 8 * entries),
         ];
         let parts = parts.into_iter().flat_map(|(address, len)| segments(&memory, address, len)).collect();
-        Self { queue, memory, parts, unpublished: 0 }
+        Ok(Self { queue, memory, parts, unpublished: 0, inflight, again })
     }
 
     /// Whether the memory of the ring itself has vanished.
@@ -69,12 +96,22 @@ impl Ring {
         &mut self,
         take: impl FnOnce(&GuestMemory, DescriptorChain<&GuestMemory>) -> R,
     ) -> Result<Option<R>, RingError> {
+        let memory = &*self.memory;
+        if let Some(again) = &mut self.again {
+            if let Some(chain) = again.queue.iter(&again.memory)?.next() {
+                // Its addresses are of the driver's memory, which is all that it is given.
+                return Ok(Some(take(memory, chain)));
+            }
+            self.again = None;
+        }
         if !self.has_available()? {
             return Ok(None);
         }
-        let memory = &*self.memory;
         // The iterator hides a failed read: it gives nothing although there is something.
         let chain = self.queue.iter(memory)?.next().ok_or(RingError::Unreadable)?;
+        if let Some(inflight) = &mut self.inflight {
+            inflight.taken(chain.head_index());
+        }
         Ok(Some(take(memory, chain)))
     }
 
@@ -92,6 +129,9 @@ impl Ring {
         self.memory
             .write_obj(element, self.used_field(USED_RING_OFFSET + slot * USED_ELEMENT_BYTES)?)
             .map_err(guest)?;
+        if let Some(inflight) = &mut self.inflight {
+            inflight.given_back(head);
+        }
         self.queue.set_next_used(next.wrapping_add(1));
         self.unpublished += 1;
         Ok(())
@@ -106,6 +146,9 @@ impl Ring {
         }
         let next = self.queue.next_used();
         self.memory.store(next.to_le(), self.used_field(INDEX_OFFSET)?, Ordering::Release).map_err(guest)?;
+        if let Some(inflight) = &mut self.inflight {
+            inflight.published(next);
+        }
         // §2.7.7.2: what the driver wants is read after it can see the index, as it looks
         // at the index after it has said what it wants.
         fence(Ordering::SeqCst);
@@ -143,6 +186,28 @@ impl Ring {
     }
 }
 
+impl Again {
+    fn new(queue: &Queue, memory: &GuestMemory, heads: &[u16]) -> Result<Again, RingError> {
+        let region = GuestRegionMmap::from_range(GuestAddress(AGAIN_ADDRESS), AGAIN_BYTES, None).map_err(again)?;
+        let memory = memory.insert_region(Arc::new(region)).map_err(again)?;
+        for (place, head) in (0u64..).zip(heads) {
+            let address = AGAIN_ADDRESS + AVAILABLE_RING_OFFSET + place * AVAILABLE_ELEMENT_BYTES;
+            memory.write_obj(head.to_le(), GuestAddress(address)).map_err(guest)?;
+        }
+        memory.write_obj((heads.len() as u16).to_le(), GuestAddress(AGAIN_ADDRESS + INDEX_OFFSET)).map_err(guest)?;
+        let mut other = Queue::new(queue.max_size())?;
+        other.try_set_size(queue.size())?;
+        other.try_set_desc_table_address(GuestAddress(queue.desc_table()))?;
+        other.try_set_avail_ring_address(GuestAddress(AGAIN_ADDRESS))?;
+        other.set_ready(true);
+        Ok(Again { queue: other, memory })
+    }
+}
+
+fn again(_: impl std::error::Error) -> RingError {
+    RingError::Unreadable
+}
+
 /// The host addresses of what is mapped of a range of guest memory.
 fn segments(memory: &GuestMemory, address: u64, len: usize) -> Vec<Segment> {
     let slices = memory.get_slices(GuestAddress(address), len, Permissions::ReadWrite);
@@ -166,6 +231,10 @@ const AVAILABLE_RING_OFFSET: u64 = 4;
 const AVAILABLE_ELEMENT_BYTES: u64 = 2;
 const USED_RING_OFFSET: u64 = 4;
 const USED_ELEMENT_BYTES: u64 = 8;
+/// Where no guest has memory.
+const AGAIN_ADDRESS: u64 = 1 << 62;
+/// An available ring of the largest queue.
+const AGAIN_BYTES: usize = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -187,7 +256,7 @@ mod tests {
         queue.set_event_idx(event_idx);
         queue.set_next_used(next_used);
         queue.set_ready(true);
-        Ring::new(queue, Arc::new(memory))
+        Ring::new(queue, Arc::new(memory), None).unwrap()
     }
 
     fn used_index(ring: &Ring) -> u16 {

@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::request::{ChainError, Command, Limits, Parser, Request, Status};
 use super::ring::{Ring, RingError};
-use super::{Disk, GuestMemory, Serial};
+use super::{Disk, Serial};
 use crate::io::patience::Patience;
 use crate::io::segments::{Cursor, Segment, total};
 use crate::io::{Completion, sigbus};
@@ -31,10 +31,8 @@ use crate::volume::lane::Lane;
 pub struct Start {
     /// Its number, for the log.
     pub index: u16,
-    /// The queue, ready and valid in `memory`.
-    pub queue: Queue,
-    /// The guest's memory.
-    pub memory: Arc<GuestMemory>,
+    /// Its ring.
+    pub ring: Ring,
     /// Readable when the driver has made something available. Does not block.
     pub kick: EventFd,
     /// Told when something was used; can change while the queue runs.
@@ -85,15 +83,14 @@ impl Worker {
             let control = control.clone();
             move || {
                 // The engine belongs to the thread that makes it.
-                let queue_size = virtio_queue::QueueT::size(&start.queue);
-                match disk.attachment().lane(queue_size.into()) {
+                match disk.attachment().lane(start.ring.size().into()) {
                     Ok(lane) => {
                         let _ = ready.send(Ok(()));
                         Service::new(&disk, start, lane, &control).run()
                     }
                     Err(error) => {
                         let _ = ready.send(Err(error));
-                        start.queue
+                        start.ring.into_queue()
                     }
                 }
             }
@@ -145,7 +142,7 @@ struct Flight {
 
 impl<'a> Service<'a> {
     fn new(disk: &'a Disk, start: Start, lane: Lane, control: &'a Control) -> Self {
-        let ring = Ring::new(start.queue, start.memory);
+        let ring = start.ring;
         Self {
             // Even a driver that always has another chain ready must let other things happen.
             burst_max: lane.burst_max().min(ring.size().into()),

@@ -2,10 +2,11 @@
 //!
 //! [`server`] listens and serves one front end after another; [`session`] is the conversation with
 //! one of them; [`memory`] maps what it shares, and [`rings`] turns what it says about its queues
-//! into running workers. The process outlives its front ends: when one leaves, in whatever way, what
+//! into running workers; [`inflight`] is the memory by which the next process finds what this one had in flight. The process outlives its front ends: when one leaves, in whatever way, what
 //! it had in flight is finished, the volume stays, and the next one is served.
 
 mod hostile;
+pub mod inflight;
 pub mod memory;
 pub mod rings;
 pub mod server;
@@ -94,6 +95,9 @@ pub enum SessionError {
         /// Length of the write.
         len: usize,
     },
+    /// Memory for what is in flight that cannot be used.
+    #[error("the memory for what is in flight cannot be used: {0}")]
+    Inflight(String),
     /// A message for something that was not offered.
     #[error("{0} was not offered")]
     NotOffered(&'static str),

@@ -16,9 +16,11 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::SessionError;
+use super::inflight::InflightMemory;
 use super::memory::MemoryTable;
 use crate::device::Disk;
 use crate::device::features::{self, EVENT_IDX};
+use crate::device::ring as split;
 use crate::device::worker::{Notifier, Start, Worker};
 use crate::io::patience::Patience;
 
@@ -30,6 +32,7 @@ pub struct Rings {
     disk: Arc<Disk>,
     table: MemoryTable,
     rings: Vec<Ring>,
+    inflight: Option<InflightMemory>,
     patience: Patience,
 }
 
@@ -59,7 +62,7 @@ impl Rings {
     /// As many stopped rings as the disk may have.
     pub fn new(disk: Arc<Disk>, patience: Patience) -> Self {
         let rings = (0..disk.queues_max()).map(|_| Ring::new()).collect();
-        Self { disk, table: MemoryTable::default(), rings, patience }
+        Self { disk, table: MemoryTable::default(), rings, inflight: None, patience }
     }
 
     /// Sets how many descriptors a ring has.
@@ -161,6 +164,15 @@ impl Rings {
         result
     }
 
+    /// Notes in this memory from now on what is in flight, and takes up what a ring that starts had in flight by it.
+    pub fn set_inflight(&mut self, memory: InflightMemory) -> Result<(), SessionError> {
+        for index in 0..self.disk.queues_max() {
+            self.stopped(index.into())?;
+        }
+        self.inflight = Some(memory);
+        Ok(())
+    }
+
     /// Stops all rings. When this returns, nothing is in flight.
     pub fn halt_all(&mut self) {
         for ring in &mut self.rings {
@@ -191,16 +203,27 @@ impl Rings {
         let host = |source| SessionError::Host { index, source };
         let mut queue = ring.queue(index, addresses, &self.table)?;
         queue.set_event_idx(event_idx);
+        let inflight = match &self.inflight {
+            Some(inflight) => Some(inflight.of_queue(index).ok_or_else(|| no_room(index))?),
+            None => None,
+        };
+        if inflight.as_ref().is_some_and(|inflight| inflight.entries() < ring.size) {
+            return Err(no_room(index));
+        }
+        let served = split::Ring::new(queue, memory.clone(), inflight);
         let start = Start {
             index,
-            queue,
-            memory: memory.clone(),
+            ring: served.map_err(|error| SessionError::Inflight(format!("queue {index}: {error}")))?,
             kick: kick.try_clone().map_err(host)?,
             call: ring.call.clone(),
             error: ring.error.clone(),
             patience: self.patience.clone(),
         };
         ring.worker = Some(Worker::start(self.disk.clone(), start).map_err(host)?);
+        if self.inflight.is_some() {
+            // Whoever served it before may have ended after it had used something and before it said so.
+            ring.call.notify();
+        }
         log::debug!("queue {index}: running, size {}", ring.size);
         Ok(())
     }
@@ -248,13 +271,17 @@ impl Ring {
             queue.set_ready(true);
             let memory = table.memory()?;
             queue.is_valid(&**memory).then_some(())?;
-            // Nothing is in flight, so what was used last is what the ring says.
+            // Nothing is in flight here, so what was used last is what the ring says.
             let used = queue.used_idx(&**memory, Ordering::Acquire).ok()?;
             queue.set_next_used(used.0);
             Some(queue)
         };
         set().ok_or(invalid)
     }
+}
+
+fn no_room(index: u16) -> SessionError {
+    SessionError::Inflight(format!("there is no room for queue {index} in it"))
 }
 
 /// An eventfd of the front end's, made non-blocking: the front end must not be able to make a

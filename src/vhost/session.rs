@@ -24,6 +24,7 @@ use vhost::vhost_user::{
 use virtio_bindings::virtio_blk::VIRTIO_BLK_F_CONFIG_WCE;
 
 use super::SessionError;
+use super::inflight::InflightMemory;
 use super::memory::{MEMORY_SLOTS_MAX, MemoryTable, RegionInfo};
 use super::rings::{RingAddresses, Rings};
 use crate::device::config::WRITEBACK_OFFSET;
@@ -231,12 +232,12 @@ impl VhostUserBackendReqHandlerMut for Session {
         Err(SessionError::NotOffered("SHARED_OBJECT").into())
     }
 
-    fn get_inflight_fd(&mut self, _inflight: &VhostUserInflight) -> VhostResult<(VhostUserInflight, File)> {
-        Err(SessionError::NotOffered("INFLIGHT_SHMFD").into())
+    fn get_inflight_fd(&mut self, inflight: &VhostUserInflight) -> VhostResult<(VhostUserInflight, File)> {
+        Ok(InflightMemory::create(inflight, self.disk.queues_max())?)
     }
 
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> VhostResult<()> {
-        Err(SessionError::NotOffered("INFLIGHT_SHMFD").into())
+    fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> VhostResult<()> {
+        Ok(self.rings.set_inflight(InflightMemory::map(inflight, file, self.disk.queues_max())?)?)
     }
 
     fn get_max_mem_slots(&mut self) -> VhostResult<u64> {
@@ -298,6 +299,7 @@ fn config_offset(offset: u32) -> usize {
 const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 /// Requests whose failure is reported by REPLY_ACK rather than by the lack of an answer.
 const ACKNOWLEDGED: &[FrontendReq] = &[
@@ -311,6 +313,7 @@ const ACKNOWLEDGED: &[FrontendReq] = &[
     FrontendReq::SET_VRING_ERR,
     FrontendReq::SET_VRING_ENABLE,
     FrontendReq::SET_CONFIG,
+    FrontendReq::SET_INFLIGHT_FD,
     FrontendReq::ADD_MEM_REG,
     FrontendReq::REM_MEM_REG,
 ];
