@@ -12,6 +12,9 @@ mod images;
 mod machine;
 
 use std::fs;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
 
 use backend::{Backend, Disk, Engine};
 use images::Images;
@@ -170,6 +173,34 @@ fn a_bios_boots_from_the_disk() {
         assert_eq!(guest.ok("digest"), digest);
         guest.answer_to("then", then);
     }
+    guest.done();
+    backend.stop();
+}
+
+#[test]
+fn a_guest_does_not_notice_that_its_back_end_was_killed() {
+    let disk = Disk::create(128, 512);
+    let mut backend = Backend::start(&disk, Engine::IoUring, &[] as &[&str]);
+    let socket = backend.socket();
+    let machine = Machine { disk: &socket, queues: 2, start: Start::Kernel, job: include_str!("guest/killed.sh") };
+    let mut guest = machine.boot();
+    guest.booted();
+    guest.asked("begun");
+    let (over, is_over) = channel();
+    let killer = thread::spawn(move || {
+        let mut kills = 0;
+        while is_over.recv_timeout(Duration::from_millis(2500)) == Err(RecvTimeoutError::Timeout) {
+            backend.kill_and_start();
+            kills += 1;
+        }
+        (backend, kills)
+    });
+    guest.answer("go on");
+    guest.ok("fio");
+    over.send(()).unwrap();
+    let (backend, kills) = killer.join().unwrap();
+    assert!(kills >= 3, "it was killed {kills} times only");
+    guest.ok("fio-again");
     guest.done();
     backend.stop();
 }

@@ -87,6 +87,7 @@ impl Engine {
 /// The process that serves a [`Disk`].
 pub struct Backend {
     child: Child,
+    command: Command,
     folder: TempDir,
 }
 
@@ -97,7 +98,8 @@ impl Backend {
         let folder = tempfile::tempdir().expect("a folder for the socket");
         let socket = folder.path().join("disk");
         let log = fs::File::create(folder.path().join("log")).expect("a log for sealblk serve");
-        let child = sealblk()
+        let mut command = sealblk();
+        command
             .arg("serve")
             .arg(disk.volume())
             .arg("--socket")
@@ -106,12 +108,18 @@ impl Backend {
             .args(["--engine", engine.argument()])
             .args(arguments)
             .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("sealblk serve starts");
-        let mut backend = Backend { child, folder };
+            .stderr(log);
+        let child = command.spawn().expect("sealblk serve starts");
+        let mut backend = Backend { child, command, folder };
         backend.wait_until_it_listens();
         backend
+    }
+
+    /// Kills the process as `kill -9` does, and starts another one in its place.
+    pub fn kill_and_start(&mut self) {
+        self.child.kill().expect("sealblk serve can be killed");
+        self.child.wait().expect("sealblk serve can be waited for");
+        self.child = self.command.spawn().expect("sealblk serve starts");
     }
 
     /// Where a virtual machine connects.

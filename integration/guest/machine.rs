@@ -77,7 +77,8 @@ impl Machine<'_> {
             .arg("-fw_cfg")
             .arg(format!("name=opt/sealblk/job,file={}", job.display()))
             .arg("-chardev")
-            .arg(format!("socket,id=disk,path={}", self.disk.display()));
+            // A back end that ends without a word is called again every second.
+            .arg(format!("socket,id=disk,path={},reconnect=1", self.disk.display()));
         let device = format!("vhost-user-blk-pci,chardev=disk,num-queues={}", self.queues);
         match self.start {
             Start::Kernel => {
