@@ -8,6 +8,10 @@
 mod backend;
 #[path = "guest/images.rs"]
 mod images;
+// Other programs need more of it.
+#[allow(dead_code)]
+#[path = "support/loopback.rs"]
+mod loopback;
 #[path = "guest/machine.rs"]
 mod machine;
 
@@ -18,6 +22,7 @@ use std::time::Duration;
 
 use backend::{Backend, Disk, Engine};
 use images::Images;
+use loopback::{Frozen, LoopDevice, Mount};
 use machine::{Machine, RunningMachine, Start};
 use sha2::{Digest, Sha256};
 
@@ -179,7 +184,10 @@ fn a_bios_boots_from_the_disk() {
 
 #[test]
 fn a_guest_does_not_notice_that_its_back_end_was_killed() {
-    let disk = Disk::create(128, 512);
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mount = Mount::ext4(LoopDevice::attach(folder.path(), 256 << 20, 512), folder.path());
+    let place = mount.path.clone();
+    let disk = Disk::create_in(&place, 128, 512);
     let mut backend = Backend::start(&disk, Engine::IoUring, &[] as &[&str]);
     let socket = backend.socket();
     let machine = Machine { disk: &socket, queues: 2, start: Start::Kernel, job: include_str!("guest/killed.sh") };
@@ -190,7 +198,12 @@ fn a_guest_does_not_notice_that_its_back_end_was_killed() {
     let killer = thread::spawn(move || {
         let mut kills = 0;
         while is_over.recv_timeout(Duration::from_millis(2500)) == Err(RecvTimeoutError::Timeout) {
-            backend.kill_and_start();
+            // Meanwhile reads end, and writes that came before them do not.
+            let frozen = Frozen::freeze(&place);
+            thread::sleep(Duration::from_millis(500));
+            backend.kill();
+            drop(frozen);
+            backend.start_again();
             kills += 1;
         }
         (backend, kills)
@@ -203,6 +216,8 @@ fn a_guest_does_not_notice_that_its_back_end_was_killed() {
     guest.ok("fio-again");
     guest.done();
     backend.stop();
+    drop(disk);
+    drop(mount);
 }
 
 #[test]

@@ -22,7 +22,12 @@ pub struct Disk {
 impl Disk {
     /// A new volume under a new key.
     pub fn create(size_mib: u64, sector_size_bytes: u32) -> Disk {
-        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the volume");
+        Disk::create_in(Path::new(env!("CARGO_TARGET_TMPDIR")), size_mib, sector_size_bytes)
+    }
+
+    /// The same, with its folder in another one.
+    pub fn create_in(folder: &Path, size_mib: u64, sector_size_bytes: u32) -> Disk {
+        let folder = tempfile::tempdir_in(folder).expect("a folder for the volume");
         let disk = Disk { folder };
         let manifest = run(sealblk().args(["key", "generate"]));
         OpenOptions::new()
@@ -115,9 +120,13 @@ impl Backend {
         backend
     }
 
-    /// Kills the process as `kill -9` does, and starts another one in its place.
-    pub fn kill_and_start(&mut self) {
+    /// Kills the process as `kill -9` does. It ends when the kernel lets go of it.
+    pub fn kill(&mut self) {
         self.child.kill().expect("sealblk serve can be killed");
+    }
+
+    /// Starts another one in the place of one that was killed.
+    pub fn start_again(&mut self) {
         self.child.wait().expect("sealblk serve can be waited for");
         self.child = self.command.spawn().expect("sealblk serve starts");
     }

@@ -14,6 +14,10 @@ for_seconds() {
     done
 }
 
+# Requests that end while the writes before them do not.
+fio --name=reads --filename=/dev/vda --rw=randread --direct=1 --ioengine=libaio --iodepth=8 --bs=4k \
+    --time_based --runtime=600 >/dev/null 2>&1 &
 ask begun >/dev/null
 check fio for_seconds 20
 check fio-again written_and_read
+kill $!

@@ -8,8 +8,6 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::PATIENCE;
-
 /// A loop device over a sparse file; detached on drop.
 pub struct LoopDevice {
     /// The device node.
@@ -83,7 +81,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         // The kernel closes the files of an io_uring process a moment after the process has ended.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + RELEASE_TIME;
         while !Command::new("umount").arg(&self.path).output().is_ok_and(|output| output.status.success()) {
             if Instant::now() > deadline {
                 eprintln!("{} could not be unmounted", self.path.display());
@@ -94,9 +92,29 @@ impl Drop for Mount {
     }
 }
 
+/// A file system that lets nothing be written, until this is dropped.
+pub struct Frozen<'a>(&'a Path);
+
+impl Frozen<'_> {
+    /// Freezes what is mounted there.
+    pub fn freeze(mount: &Path) -> Frozen<'_> {
+        run(Command::new("fsfreeze").arg("--freeze").arg(mount));
+        Frozen(mount)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        run(Command::new("fsfreeze").arg("--unfreeze").arg(self.0));
+    }
+}
+
 /// Runs a command that must succeed, and returns its stdout.
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
     assert!(output.status.success(), "{command:?} failed: {output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
+
+/// What the kernel may take to let a file system go.
+const RELEASE_TIME: Duration = Duration::from_secs(20);

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -12,24 +11,8 @@ use tempfile::TempDir;
 
 use crate::cluster::{Cluster, PEER_TIMEOUT_TIME, Plan, name};
 use crate::scene::new_model;
-use crate::support::loopback::{LoopDevice, Mount, run};
+use crate::support::loopback::{Frozen, LoopDevice, Mount, run};
 use crate::workload::{Load, Manner};
-
-/// A file system that lets nothing be written.
-struct Frozen<'a>(&'a Path);
-
-impl Frozen<'_> {
-    fn freeze(mount: &Path) -> Frozen<'_> {
-        run(Command::new("fsfreeze").arg("--freeze").arg(mount));
-        Frozen(mount)
-    }
-}
-
-impl Drop for Frozen<'_> {
-    fn drop(&mut self) {
-        run(Command::new("fsfreeze").arg("--unfreeze").arg(self.0));
-    }
-}
 
 #[test]
 fn what_was_answered_before_the_disk_had_it_is_sent_again() {
