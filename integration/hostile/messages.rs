@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 
-use vhost::vhost_user::message::FrontendReq;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
+use vm_memory::ByteValued;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::scene::Scene;
@@ -22,6 +24,7 @@ under_every_engine!(
     absurd_ring_addresses,
     absurd_descriptors,
     absurd_memory_regions,
+    absurd_memory_for_what_is_in_flight,
     absurd_features,
     absurd_configuration_accesses,
     messages_in_the_wrong_order,
@@ -319,6 +322,52 @@ fn absurd_memory_regions(configuration: Configuration) {
     scene.assert_unharmed();
 }
 
+fn absurd_memory_for_what_is_in_flight(configuration: Configuration) {
+    let mut scene = Scene::new(configuration);
+    let sealed = |bytes: u64, seals: SealFlags| {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(memfd_create("hostile", flags).expect("memory"));
+        file.set_len(bytes).expect("its size");
+        fcntl_add_seals(&file, seals).expect("its seals");
+        file
+    };
+    let good = VhostUserInflight::new(2112, 0, 1, 128);
+    let file = sealed(1 << 16, SealFlags::SHRINK);
+    let mut set = |what: &str, inflight: VhostUserInflight, descriptors: &[RawFd]| {
+        let mut wire = Wire::negotiated(scene.served.socket());
+        let features = u64::to_le_bytes(1 << 3 | 1 << 12);
+        assert_eq!(wire.acknowledged(FrontendReq::SET_PROTOCOL_FEATURES, &features, &[]), Some(0));
+        let answer = wire.acknowledged(FrontendReq::SET_INFLIGHT_FD, inflight.as_slice(), descriptors);
+        assert_eq!(answer == Some(0), what == "nothing wrong", "{what}");
+        wire.close();
+        scene.served.assert_alive();
+    };
+    set("nothing wrong", good, &[file.as_raw_fd()]);
+    let of = |size, offset, queues, entries| VhostUserInflight::new(size, offset, queues, entries);
+    for (what, inflight) in [
+        ("no size", of(0, 0, 1, 128)),
+        ("too little", of(2111, 0, 1, 128)),
+        ("less than two queues need", of(2112, 0, 2, 128)),
+        ("no queues", of(2112, 0, 0, 128)),
+        ("more queues than there are", of(1 << 16, 0, 65, 1)),
+        ("queues that are too large", of(1 << 16, 0, 1, 2048)),
+        ("no descriptors", of(2112, 0, 1, 0)),
+        ("an offset beyond the file", of(2112, 1 << 16, 1, 128)),
+        ("an offset that wraps", of(2112, u64::MAX - 4095, 1, 128)),
+        ("an offset that is no page's", of(2112, 64, 1, 128)),
+        ("more than its file", of(1 << 17, 0, 1, 128)),
+    ] {
+        set(what, inflight, &[file.as_raw_fd()]);
+    }
+    let unsealed = sealed(1 << 16, SealFlags::GROW);
+    set("a file that may be shrunk", good, &[unsealed.as_raw_fd()]);
+    let null = File::open("/dev/null").expect("/dev/null");
+    set("a device", good, &[null.as_raw_fd()]);
+    set("no file", good, &[]);
+    set("two files", good, &[file.as_raw_fd(), file.as_raw_fd()]);
+    scene.assert_unharmed();
+}
+
 fn absurd_features(configuration: Configuration) {
     let mut scene = Scene::new(configuration);
     for bit in [3, 7, 27, 34, 40, 63] {
@@ -328,7 +377,7 @@ fn absurd_features(configuration: Configuration) {
         assert_refused(&mut scene, &what, request, &payload, &[]);
     }
     // The whole offer, and with it each bit that is not in it.
-    let offered = 1 | 1 << 3 | 1 << 9 | 1 << 15;
+    let offered = 1 | 1 << 3 | 1 << 9 | 1 << 12 | 1 << 15;
     let request = FrontendReq::SET_PROTOCOL_FEATURES;
     let mut wire = Wire::negotiated(scene.served.socket());
     assert_eq!(wire.acknowledged(request, &u64::to_le_bytes(offered), &[]), Some(0));
@@ -342,7 +391,7 @@ fn absurd_features(configuration: Configuration) {
     let mut wire = Wire::connect(scene.served.socket());
     wire.request(FrontendReq::GET_FEATURES, &[], &[]);
     wire.reply().expect("the back end's features");
-    wire.request(request, &u64::to_le_bytes(1 << 12), &[]);
+    wire.request(request, &u64::to_le_bytes(1 << 11), &[]);
     wire.wait_for_close();
     // A message of a feature that was not taken.
     let mut wire = Wire::negotiated(scene.served.socket());
