@@ -29,6 +29,8 @@ struct Watch {
     stamps: Stamps,
     /// Why those are not shown, as it was logged.
     complaint: Option<String>,
+    /// It was logged that the revocation list that is in force is overdue.
+    is_overdue: bool,
 }
 
 impl Reloading {
@@ -40,8 +42,8 @@ impl Reloading {
     pub fn open(paths: TlsPaths) -> Result<Reloading, FilesError> {
         let stamps = Stamps::of(&paths);
         let configs = Configs::load(&paths, SystemTime::now())?;
-        note_overdue(&paths, &configs);
-        let watch = Watch { looked: Instant::now(), stamps, complaint: None };
+        let is_overdue = note_overdue(&paths, &configs, SystemTime::now());
+        let watch = Watch { looked: Instant::now(), stamps, complaint: None, is_overdue };
         Ok(Reloading { paths, shown: RwLock::new(Arc::new(configs)), watch: Mutex::new(watch) })
     }
 
@@ -66,6 +68,10 @@ impl Reloading {
             return;
         }
         watch.looked = now;
+        if !watch.is_overdue {
+            let shown = self.shown.read().unwrap_or_else(PoisonError::into_inner).clone();
+            watch.is_overdue = note_overdue(&self.paths, &shown, time);
+        }
         // Taken before the files are read: if they change meanwhile, they are read again.
         let stamps = Stamps::of(&self.paths);
         // Bad ones may be good later without a change: a certificate's time comes.
@@ -76,7 +82,7 @@ impl Reloading {
         match Configs::load(&self.paths, time) {
             Ok(configs) => {
                 log::info!("the certificate in {} was read again", self.paths.cert.display());
-                note_overdue(&self.paths, &configs);
+                watch.is_overdue = note_overdue(&self.paths, &configs, time);
                 watch.complaint = None;
                 *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(configs);
             }
@@ -116,12 +122,13 @@ fn stamp(path: &Path) -> Option<[i128; 5]> {
     ])
 }
 
-fn note_overdue(paths: &TlsPaths, configs: &Configs) {
-    if let (Some(path), Some(due)) = (&paths.crl, configs.crl_next_update)
-        && due <= SystemTime::now()
-    {
+/// Says so if the revocation list is overdue; whether it is.
+fn note_overdue(paths: &TlsPaths, configs: &Configs, time: SystemTime) -> bool {
+    let (Some(path), Some(due)) = (&paths.crl, configs.crl_next_update) else { return false };
+    if due <= time {
         log::warn!("a revocation list in {} is overdue and may lack names: write a newer one", path.display());
     }
+    due <= time
 }
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -235,6 +242,23 @@ mod tests {
         let first = reader.next();
         fixture.write("crl", fixture.revoke(&[&fixture.issue("node-b")]));
         assert!(!Arc::ptr_eq(&first, &reader.next()));
+    }
+
+    #[test]
+    fn that_a_revocation_list_becomes_overdue_is_noticed_without_a_change_and_ends_with_a_newer_one() {
+        let fixture = Fixture::new();
+        let crl = Some(fixture.write("crl", fixture.revoke(&[])));
+        let mut reader = Reader::open(&TlsPaths { crl, ..fixture.node("node-a") });
+        let due = reader.next().crl_next_update.unwrap();
+        let is_overdue = |reader: &Reader| reader.reloading.watch.lock().unwrap().is_overdue;
+        assert!(!is_overdue(&reader));
+        reader.time = due;
+        reader.next();
+        assert!(is_overdue(&reader));
+        reader.time = SystemTime::now();
+        fixture.write("crl", fixture.revoke(&[&fixture.issue("node-b")]));
+        reader.next();
+        assert!(!is_overdue(&reader));
     }
 
     #[test]

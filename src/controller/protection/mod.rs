@@ -15,6 +15,7 @@
 
 mod inventory;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
@@ -22,7 +23,7 @@ use std::time::{Duration, SystemTime};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
 use k8s_openapi::api::rbac::v1::Role;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Config, Error, Event};
@@ -64,8 +65,18 @@ pub async fn run(client: Client, orphan_grace: Duration) {
             continue;
         }
         failing = false;
+        let mut looked = Looked::default();
         for change in inventory.due(SystemTime::now()) {
-            match apply(&client, &change).await {
+            let made = match looked.names(&client, &change).await {
+                // It is open until the watch shows that claim, too.
+                Ok(true) => {
+                    log::debug!("Secret {}: a claim names it that no watch has shown yet", change.secret);
+                    continue;
+                }
+                Ok(false) => apply(&client, &change).await,
+                Err(error) => Err(error),
+            };
+            match made {
                 Ok(()) => inventory.done(change),
                 // Gone, or being deleted already, when Kubernetes takes no new finalizer.
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => inventory.done(change),
@@ -80,6 +91,27 @@ pub async fn run(client: Client, orphan_grace: Duration) {
                 }
             }
         }
+    }
+}
+
+/// What the claims of a namespace name, as the server says, not as a watch does that may lag: before a Secret's
+/// protection ends. Good for one round of changes.
+#[derive(Default)]
+struct Looked(BTreeMap<String, BTreeSet<String>>);
+
+impl Looked {
+    /// Whether a change would take its protection from a Secret that a claim names.
+    async fn names(&mut self, client: &Client, change: &Change) -> Result<bool, kube::Error> {
+        let Key { namespace, name } = &change.secret;
+        if change.protected {
+            return Ok(false);
+        }
+        if !self.0.contains_key(namespace) {
+            let claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), namespace);
+            let claims = claims.list_metadata(&ListParams::default()).await?;
+            self.0.insert(namespace.clone(), claims.iter().filter_map(named_secret).collect());
+        }
+        Ok(self.0.get(namespace).is_some_and(|names| names.contains(name)))
     }
 }
 
