@@ -37,6 +37,7 @@ fn an_api_server_accepts_every_manifest() {
     cluster.kubectl(&["apply", "-k", DEPLOY]);
     cluster.kubectl(&["apply", "-k", &path("replicas")]);
     cluster.kubectl(&["apply", "-f", &path("network-policies.yaml")]);
+    cluster.kubectl(&["apply", "-f", &path("priority-quotas.yaml")]);
     cluster.kubectl(&["apply", "-k", &path("cert-manager/node-a")]);
     for (namespace, object) in [
         (REPLICAS, "serviceaccount/sealblk-replica"),
@@ -44,6 +45,8 @@ fn an_api_server_accepts_every_manifest() {
         (REPLICAS, "daemonset/sealblk-replica-node-a"),
         (REPLICAS, "networkpolicy/sealblk-replica"),
         ("sealblk-system", "networkpolicy/sealblk-controller"),
+        ("sealblk-system", "resourcequota/sealblk-critical"),
+        (REPLICAS, "resourcequota/sealblk-critical"),
     ] {
         get(&cluster, namespace, object);
     }
@@ -63,6 +66,11 @@ fn policies_and_budgets_mean_the_pods_of_their_manifests() {
     let controller = documents(&read("controller.yaml")).remove(0);
     let replica = documents(&read("replicas/daemonset/daemonset.yaml")).remove(0);
     let labels = |workload: &Value| workload["spec"]["template"]["metadata"]["labels"].clone();
+    for (quota, workload) in documents(&read("priority-quotas.yaml")).iter().zip([&controller, &replica]) {
+        assert_eq!(quota["metadata"]["namespace"], workload["metadata"]["namespace"]);
+        let classes = &quota["spec"]["scopeSelector"]["matchExpressions"][0]["values"];
+        assert_eq!(classes[0], workload["spec"]["template"]["spec"]["priorityClassName"]);
+    }
     let port = |workload: &Value| workload["spec"]["template"]["spec"]["containers"][0]["ports"][0].clone();
     let policies = documents(&read("network-policies.yaml"));
     let [of_controller, of_replica] = &policies[..] else { panic!("{policies:#?}") };
