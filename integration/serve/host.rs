@@ -2,18 +2,21 @@
 //! file systems that know no direct I/O.
 
 use std::fs::{self, OpenOptions};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tempfile::TempDir;
 
 use crate::support::configuration::Configuration;
-use crate::support::loopback::{LoopDevice, Mount};
+use crate::support::guest::Guest;
+use crate::support::loopback::{Frozen, LoopDevice, Mount};
 use crate::support::pattern::pattern;
-use crate::support::request::{DISCARD, OK, Request, WRITE_ZEROES};
+use crate::support::request::{DISCARD, Layout, OK, Request, WRITE_ZEROES};
 use crate::support::served::{Served, command};
 use crate::support::volume::{SEALBLK, Volume};
 use crate::support::wait_until;
@@ -21,6 +24,7 @@ use crate::support::wait_until;
 const SIZE: u64 = 16 << 20;
 
 under_every_configuration!(disk_with_sectors_of_4096, memory_file_system);
+under_every_engine!(hangs_up_when_all_is_given_back);
 
 fn disk_with_sectors_of_4096(configuration: Configuration) {
     let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
@@ -31,6 +35,41 @@ fn disk_with_sectors_of_4096(configuration: Configuration) {
 
 fn memory_file_system(configuration: Configuration) {
     exercise(configuration, Path::new("/dev/shm"));
+}
+
+/// A front end that saw the end before would note how far the rings are while they still move.
+fn hangs_up_when_all_is_given_back(configuration: Configuration) {
+    let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let mount = Mount::ext4(LoopDevice::attach(folder.path(), 128 << 20, 512), folder.path());
+    let volume = Volume::create_in(&mount.path, configuration, SIZE);
+    let served = Served::start(&volume);
+    let mut guest = served.guest();
+    let data = pattern(3, 4096);
+    let frozen = Frozen::freeze(&mount.path);
+    let request = |slot: u64| Request::write(slot * 4096, &data);
+    let writes: Vec<_> = (0..8).map(|slot| guest.submit(0, &request(slot), &Layout::usual(&request(slot)))).collect();
+    guest.kick(0);
+    thread::sleep(Duration::from_millis(100));
+    served.signal(libc::SIGTERM);
+    thread::sleep(Duration::from_millis(500));
+    assert!(!is_hung_up(&guest), "its writes are still with the disk");
+    drop(frozen);
+    wait_until("the server hangs up", || is_hung_up(&guest));
+    let given_back = guest.rings[0].used_index(&guest.memory);
+    assert!(given_back > 0, "none was given back");
+    served.wait().assert_clean();
+    assert_eq!(guest.rings[0].used_index(&guest.memory), given_back, "more were given back later");
+    for pending in &writes[..given_back.into()] {
+        assert_eq!(guest.finish(pending).status, OK);
+    }
+    drop(volume);
+}
+
+fn is_hung_up(guest: &Guest) -> bool {
+    // SAFETY: the descriptor is open for as long as the guest is there.
+    let socket = unsafe { BorrowedFd::borrow_raw(guest.frontend.as_raw_fd()) };
+    let mut polled = [PollFd::new(&socket, PollFlags::RDHUP)];
+    rustix::event::poll(&mut polled, Some(&Timespec::default())).expect("the state of the socket") > 0
 }
 
 #[test]
