@@ -20,8 +20,8 @@ pub fn stop() -> io::Result<UnixStream> {
 }
 
 /// Does what may have to wait for others, on a thread of its own; none if `stop` becomes readable meanwhile and the
-/// work does not end within `grace` after that. Then the thread is left to the end of the process, which is to come next: whoever
-/// waits for a server that is away, a name server or a lock cannot be told to stop.
+/// work does not end within `grace` after that. Then the thread is left to the end of the process, which is to come
+/// next: whoever waits for a server that is away, a name server or a lock cannot be told to stop.
 pub fn do_until<T: Send + 'static>(
     name: &str,
     stop: BorrowedFd<'_>,

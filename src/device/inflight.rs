@@ -45,7 +45,7 @@ impl Inflight {
         }
         // SAFETY: just checked to be inside the mapping, which begins with a page.
         let start = unsafe { memory.as_ptr().add(offset) };
-        Some(Inflight { _memory: memory, start, entries, counter: 0, batch: Vec::new() })
+        Some(Inflight { _memory: memory, start, entries, counter: 0, batch: Vec::with_capacity(entries.into()) })
     }
 
     /// How many descriptors the ring may have.
@@ -98,7 +98,7 @@ impl Inflight {
 
     /// The index of the used ring shows all that was given back.
     pub fn published(&mut self, used: u16) {
-        for head in std::mem::take(&mut self.batch) {
+        while let Some(head) = self.batch.pop() {
             self.mark(head).store(0, Ordering::Release);
         }
         self.field(USED_INDEX).store(used, Ordering::Release);

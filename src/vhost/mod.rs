@@ -2,8 +2,9 @@
 //!
 //! [`server`] listens and serves one front end after another; [`session`] is the conversation with
 //! one of them; [`memory`] maps what it shares, and [`rings`] turns what it says about its queues
-//! into running workers; [`inflight`] is the memory by which the next process finds what this one had in flight. The process outlives its front ends: when one leaves, in whatever way, what
-//! it had in flight is finished, the volume stays, and the next one is served.
+//! into running workers; [`inflight`] is where the next process finds what this one had in flight.
+//! The process outlives its front ends: when one leaves, in whatever way, what it had in flight is
+//! finished, the volume stays, and the next one is served.
 
 mod hostile;
 pub mod inflight;

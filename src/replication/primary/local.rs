@@ -238,7 +238,8 @@ impl LocalHands {
         let served = self.served.clone();
         self.end_flights();
         if let (Some(served), Some(connection)) = (&served, connection) {
-            let _ = served.with_replica(connection, |replica| replica.closed(connection));
+            let actions = served.with_replica(connection, |replica| replica.closed(connection));
+            self.act(served, actions, memory);
         }
         self.batch.clear();
         self.early.clear();
