@@ -2,6 +2,7 @@
 //! told anything that is not so.
 
 use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -10,7 +11,8 @@ use crate::cluster::{Cluster, LONG, Plan};
 use crate::model::BLOCK;
 use crate::scene::{kill_writers, move_about, new_model};
 use crate::support::guest::{Guest, Options};
-use crate::support::request::{Layout, Request};
+use crate::support::pattern::pattern;
+use crate::support::request::{Layout, OK, Request};
 use crate::workload::{Load, Manner};
 
 #[test]
@@ -88,6 +90,44 @@ fn a_writer_that_is_replaced_tells_its_guest_nothing_any_more() {
     assert_eq!(successor.read(8 << 20, BLOCK), [1; BLOCK], "what was not acknowledged is not there");
     drop(successor);
     new.process.terminate();
+    cluster.assert_equal();
+}
+
+#[test]
+fn a_guest_goes_on_where_it_was_when_its_writer_was_killed() {
+    let mut cluster = Cluster::start(&Plan::USUAL);
+    let mut writer = cluster.serve(0, &[]);
+    cluster.await_in_sync(0);
+    let mut guest = Guest::connect_as(&writer.socket, Options::CLOUD_HYPERVISOR);
+    guest.stay();
+    let mut left_over = 0;
+    for round in 0..6 {
+        let data = |slot: u64| pattern(round * 100 + slot, BLOCK);
+        let mut pending = Vec::new();
+        for slot in 0..40 {
+            let data = data(slot);
+            let write = Request::write(slot * BLOCK as u64, &data);
+            pending.push(guest.submit(0, &write, &Layout::usual(&write)));
+        }
+        guest.kick(0);
+        thread::sleep(Duration::from_millis(round * 2));
+        writer.process.kill();
+        let ended = guest.rings[0].used_index(&guest.memory).wrapping_sub(guest.rings[0].taken());
+        left_over += pending.len() - usize::from(ended);
+        writer = cluster.serve(0, &[]);
+        guest.reconnect(&writer.socket);
+        guest.stay();
+        for (slot, pending) in pending.iter().enumerate() {
+            assert_eq!(guest.finish(pending).status, OK, "round {round}, slot {slot}");
+        }
+        for slot in 0..40 {
+            assert!(guest.read(slot * BLOCK as u64, BLOCK) == data(slot), "round {round}, slot {slot}");
+        }
+    }
+    assert!(left_over > 0, "every writer had finished before it was killed");
+    drop(guest);
+    cluster.await_in_sync(0);
+    writer.process.terminate();
     cluster.assert_equal();
 }
 
