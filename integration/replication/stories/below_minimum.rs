@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::cluster::{Cluster, LONG, PEER_TIMEOUT_TIME, Plan};
+use crate::cluster::{Cluster, LONG, PEER_TIMEOUT_TIME, Plan, Writer};
 use crate::model::BLOCK;
 use crate::support::guest::{Guest, Options};
 use crate::support::request::{IOERR, Layout, OK, Request};
@@ -13,16 +13,22 @@ use crate::support::request::{IOERR, Layout, OK, Request};
 const OPTIONS: Options = Options::CLOUD_HYPERVISOR.queues(2);
 const HARD: Plan = Plan { failure_mode: "hard", ..Plan::USUAL };
 
-#[test]
-fn writes_wait_below_the_minimum_and_go_on_when_a_copy_is_back() {
+/// A guest that has written a block of ones, and whose volume has lost a copy since.
+fn short_of_a_copy(lost: usize, arguments: &[&str]) -> (Cluster, Writer, Guest) {
     let mut cluster = Cluster::start(&HARD);
-    let writer = cluster.serve(0, &[]);
+    let writer = cluster.serve(0, arguments);
     cluster.await_in_sync(0);
     let mut guest = Guest::connect_as(&writer.socket, OPTIONS);
     guest.stay();
     guest.write(0, &[1; BLOCK]);
-    cluster.kill_replica(1);
-    cluster.await_behind(0, 1, PEER_TIMEOUT_TIME * 3);
+    cluster.kill_replica(lost);
+    cluster.await_behind(0, lost, PEER_TIMEOUT_TIME * 3);
+    (cluster, writer, guest)
+}
+
+#[test]
+fn writes_wait_below_the_minimum_and_go_on_when_a_copy_is_back() {
+    let (mut cluster, writer, mut guest) = short_of_a_copy(1, &[]);
     assert!(!cluster.status(0).writable);
 
     let data = [2; BLOCK];
@@ -50,14 +56,7 @@ fn writes_wait_below_the_minimum_and_go_on_when_a_copy_is_back() {
 
 #[test]
 fn writes_fail_below_the_minimum_where_that_is_asked_for() {
-    let mut cluster = Cluster::start(&HARD);
-    let writer = cluster.serve(0, &["--below-min", "error"]);
-    cluster.await_in_sync(0);
-    let mut guest = Guest::connect_as(&writer.socket, OPTIONS);
-    guest.stay();
-    guest.write(0, &[1; BLOCK]);
-    cluster.kill_replica(2);
-    cluster.await_behind(0, 2, PEER_TIMEOUT_TIME * 3);
+    let (mut cluster, writer, mut guest) = short_of_a_copy(2, &["--below-min", "error"]);
 
     let data = [2; BLOCK];
     assert_eq!(guest.call(0, &Request::write(4096, &data)).status, IOERR);
@@ -76,14 +75,7 @@ fn writes_fail_below_the_minimum_where_that_is_asked_for() {
 
 #[test]
 fn a_writer_whose_guest_waits_below_the_minimum_can_be_ended() {
-    let mut cluster = Cluster::start(&HARD);
-    let mut writer = cluster.serve(0, &["--stop-timeout", "2s"]);
-    cluster.await_in_sync(0);
-    let mut guest = Guest::connect_as(&writer.socket, OPTIONS);
-    guest.stay();
-    guest.write(0, &[1; BLOCK]);
-    cluster.kill_replica(1);
-    cluster.await_behind(0, 1, PEER_TIMEOUT_TIME * 3);
+    let (mut cluster, mut writer, mut guest) = short_of_a_copy(1, &["--stop-timeout", "2s"]);
     let write = Request::write(0, &[2; BLOCK]);
     let waiting = guest.submit(0, &write, &Layout::usual(&write));
     guest.kick(0);
