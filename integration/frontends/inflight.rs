@@ -73,6 +73,9 @@ fn does_again_what_was_not_used(configuration: Configuration) {
         guest.memory.write(guest.rings[0].available + 4 + 2 * place, &first.to_le_bytes());
     }
     guest.start_queue(0, 3);
+    // Also if it is stopped at once.
+    assert_eq!((guest.stop_queue(0), guest.rings[0].used_index(&guest.memory)), (5, 5));
+    guest.start_queue(0, 5);
     for (slot, of) in writes.iter().enumerate().skip(2) {
         assert_eq!(guest.finish(of).status, OK, "slot {slot}");
     }

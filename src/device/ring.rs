@@ -28,6 +28,9 @@ pub enum RingError {
     /// What was in flight when it was served last cannot be taken up.
     #[error(transparent)]
     Inflight(#[from] UnknownVersion),
+    /// There is no place to read from what was in flight.
+    #[error("what was in flight cannot be read again: {0}")]
+    Again(String),
 }
 
 /// A virtqueue in the memory of one guest.
@@ -113,6 +116,14 @@ impl Ring {
             inflight.taken(chain.head_index());
         }
         Ok(Some(take(memory, chain)))
+    }
+
+    /// Whether chains that another process had taken have not been popped.
+    pub fn has_left_over(&self) -> bool {
+        self.again.as_ref().is_some_and(|again| {
+            let end = again.queue.avail_idx(&again.memory, Ordering::Relaxed);
+            end.is_ok_and(|end| end.0 != again.queue.next_avail())
+        })
     }
 
     /// Whether the driver has made something available that was not popped.
@@ -204,8 +215,8 @@ impl Again {
     }
 }
 
-fn again(_: impl std::error::Error) -> RingError {
-    RingError::Unreadable
+fn again(error: impl std::error::Error) -> RingError {
+    RingError::Again(error.to_string())
 }
 
 /// The host addresses of what is mapped of a range of guest memory.

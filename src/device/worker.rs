@@ -185,7 +185,8 @@ impl<'a> Service<'a> {
 
     fn serve(&mut self) -> Result<(), ServiceError> {
         self.ring.disable_kicks()?;
-        while !self.stopping() {
+        // What another process had taken the driver counts as taken: also who is to stop finishes it.
+        while !self.stopping() || self.ring.has_left_over() {
             let busy = self.take()? | self.settle()?;
             // What this thread found missing, or another queue's that shares a page with this ring.
             if self.faults != sigbus::fault_count() || self.ring.is_lost() {

@@ -137,18 +137,15 @@ impl Hands {
     ///
     /// # Errors
     ///
-    /// When the engine of the copy in this process has failed.
+    /// When the sockets cannot be looked at.
     pub(super) fn drive(&mut self) -> io::Result<()> {
         self.look()?;
-        self.work()
+        self.work();
+        Ok(())
     }
 
     /// As [`drive`](Self::drive), without a look at what has come meanwhile: for what the lane itself was given.
-    ///
-    /// # Errors
-    ///
-    /// As [`drive`](Self::drive).
-    pub(super) fn work(&mut self) -> io::Result<()> {
+    pub(super) fn work(&mut self) {
         loop {
             self.read_mail();
             self.pass_on();
@@ -163,7 +160,6 @@ impl Hands {
             self.tell_writer();
         }
         self.pass_on();
-        Ok(())
     }
 
     /// Sleeps until there is something to [`drive`](Self::drive), or one of `wakers` is readable: one fewer than
@@ -171,7 +167,7 @@ impl Hands {
     ///
     /// # Errors
     ///
-    /// When the engine has failed.
+    /// When the sockets cannot be watched.
     pub(super) fn wait(&mut self, wakers: &[BorrowedFd<'_>]) -> io::Result<()> {
         if self.shared.mailbox(self.lane).has_mail() {
             return Ok(());
