@@ -21,6 +21,7 @@ const WRITES: u64 = 20;
 
 under_every_engine!(
     written_through_when_the_cache_is_off,
+    written_through_by_the_next_process_too,
     written_through_when_flush_was_not_taken,
     written_back_until_a_flush,
 );
@@ -41,6 +42,13 @@ impl Disk {
         let mount = Mount::ext4(device, folder.path());
         let volume = Volume::create_in(&mount.path, configuration, SIZE);
         Self { served: Served::start(&volume), volume, mount, _folder: folder }
+    }
+
+    /// Kills the server; another goes on.
+    fn serve_anew(&mut self, guest: &mut Guest) {
+        self.served.kill();
+        self.served = Served::start(&self.volume);
+        guest.reconnect(self.served.socket());
     }
 
     fn flushes(&self) -> u64 {
@@ -70,6 +78,22 @@ fn written_through_when_the_cache_is_off(configuration: Configuration) {
     disk.assert_written_through(&mut guest);
     // And back: fewer flushes than writes.
     guest.set_writeback(1, VhostUserConfigFlags::WRITABLE);
+    assert_cached(&disk, &mut guest);
+}
+
+/// Whoever turned the cache off sends no flushes, and no front end says again what its driver has set.
+fn written_through_by_the_next_process_too(configuration: Configuration) {
+    let mut disk = Disk::new(configuration);
+    let mut guest = disk.served.guest();
+    guest.write(0, &pattern(1, 128 << 10));
+    guest.set_writeback(0, VhostUserConfigFlags::WRITABLE);
+    for _ in 0..2 {
+        disk.serve_anew(&mut guest);
+        disk.assert_written_through(&mut guest);
+    }
+    // And what is turned on stays on.
+    guest.set_writeback(1, VhostUserConfigFlags::WRITABLE);
+    disk.serve_anew(&mut guest);
     assert_cached(&disk, &mut guest);
 }
 

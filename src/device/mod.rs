@@ -87,8 +87,14 @@ impl Disk {
     /// Sets the `writeback` field of the configuration space (§5.2.5.2): with false, each write is
     /// durable before it completes.
     pub fn set_writeback(&self, writeback: bool) {
-        self.writeback.store(writeback, Ordering::Relaxed);
-        log::info!("write cache: {}", if writeback { "write back" } else { "write through" });
+        if self.writeback.swap(writeback, Ordering::Relaxed) != writeback {
+            log::info!("write cache: {}", if writeback { "write back" } else { "write through" });
+        }
+    }
+
+    /// What the write cache was set to.
+    pub fn writeback(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
     }
 
     /// Whether a write must be durable before it completes (§5.2.6.2): also for a driver that accepted nothing, or

@@ -165,12 +165,23 @@ impl Rings {
     }
 
     /// Notes in this memory from now on what is in flight, and takes up what a ring that starts had in flight by it.
+    /// The write cache is set as it was set for whoever had this memory before.
     pub fn set_inflight(&mut self, memory: InflightMemory) -> Result<(), SessionError> {
         for index in 0..self.disk.queues_max() {
             self.stopped(index.into())?;
         }
+        let writeback = memory.writeback().unwrap_or_else(|| self.disk.writeback());
         self.inflight = Some(memory);
+        self.set_writeback(writeback);
         Ok(())
+    }
+
+    /// Sets whether writes are cached, also for whoever goes on with these rings.
+    pub fn set_writeback(&mut self, writeback: bool) {
+        self.disk.set_writeback(writeback);
+        if let Some(memory) = &self.inflight {
+            memory.note_writeback(writeback);
+        }
     }
 
     /// Stops all rings. When this returns, nothing is in flight.

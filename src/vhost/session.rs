@@ -217,7 +217,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         let negotiated = features::has(self.disk.accepted_features(), VIRTIO_BLK_F_CONFIG_WCE);
         match bytes {
             [value @ (0 | 1)] if config_offset(offset) == WRITEBACK_OFFSET && negotiated => {
-                self.disk.set_writeback(*value == 1);
+                self.rings.set_writeback(*value == 1);
                 Ok(())
             }
             _ => Err(SessionError::Config { offset, len: bytes.len() }.into()),
