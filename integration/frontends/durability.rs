@@ -4,13 +4,19 @@
 //! lies on a loop device, whose flush counter is read before and after: what a file system or the
 //! kernel does of its own accord only adds to it, so the counts below are bounds.
 
+use std::sync::Arc;
+
+use sealblk::io::buffer::{BUFFER_BYTES_MAX, BufferPool};
+use sealblk::io::file::{BlockFile, Caching};
+use sealblk::io::segments::Segment;
+use sealblk::io::{Completion, Engine, Engines, Kind, Operation};
 use tempfile::TempDir;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
 
 use crate::support::configuration::Configuration;
 use crate::support::guest::{Guest, Options, bit};
-use crate::support::loopback::{LoopDevice, Mount};
+use crate::support::loopback::{LoopDevice, Mount, SmallMemory};
 use crate::support::pattern::pattern;
 use crate::support::request::{DISCARD, OK, WRITE_ZEROES};
 use crate::support::served::Served;
@@ -138,4 +144,46 @@ fn assert_cached(disk: &Disk, guest: &mut Guest) {
     }
     let flushed = disk.flushes() - before;
     assert!(flushed < WRITES, "{flushed} flushes in {} writes", 4 * WRITES);
+}
+
+/// The page cache takes what the disk then refuses, and the kernel tells each open file of it once.
+#[test]
+fn every_queue_hears_that_cached_writes_are_lost() {
+    for kind in [Kind::Uring, Kind::Threads, Kind::Inline] {
+        let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+        let memory = SmallMemory::mount(folder.path(), 1 << 20);
+        let device = LoopDevice::attach(&memory.path, 16 << 20, 4096);
+        memory.fill();
+        let file = Arc::new(BlockFile::open(&device.path, false, 512).expect("the device"));
+        assert_eq!(file.caching(), Caching::Buffered);
+        let engines = Engines::new(kind, file).expect("the engine works here");
+        let mut queues = [(); 2].map(|()| engines.engine(8).expect("an engine"));
+        let mut buffer = BufferPool::new(BUFFER_BYTES_MAX).take(4096).expect("a buffer");
+        // SAFETY: the buffer holds as much, and lives until `ended` has returned.
+        let written = unsafe {
+            queues[0].submit(
+                Operation::Write { offset: 0, durable: false },
+                &[Segment::new(buffer.as_mut_ptr(), 4096)],
+                0,
+            );
+            ended(&mut *queues[0])
+        };
+        assert_eq!(written.result, Ok(()), "{kind}: the cache takes it");
+        for queue in &mut queues {
+            // SAFETY: no memory is involved.
+            unsafe { queue.submit(Operation::Sync, &[], 1) };
+            let flushed = ended(&mut **queue);
+            assert!(flushed.result.is_err(), "{kind}: a flush ended well: {flushed:?}");
+        }
+    }
+}
+
+/// How the operation in flight ends.
+fn ended(queue: &mut dyn Engine) -> Completion {
+    let mut completions = Vec::new();
+    while completions.is_empty() {
+        queue.wait(&[]).expect("waiting for it");
+        queue.drive(&mut completions).expect("what has ended");
+    }
+    completions[0]
 }

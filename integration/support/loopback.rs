@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::fs::File;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -80,15 +81,54 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // The kernel closes the files of an io_uring process a moment after the process has ended.
-        let deadline = Instant::now() + RELEASE_TIME;
-        while !Command::new("umount").arg(&self.path).output().is_ok_and(|output| output.status.success()) {
-            if Instant::now() > deadline {
-                eprintln!("{} could not be unmounted", self.path.display());
-                break;
+        unmount(&self.path);
+    }
+}
+
+/// A file system in memory, of a few pages; unmounted on drop.
+pub struct SmallMemory {
+    /// Where it is mounted.
+    pub path: PathBuf,
+}
+
+// Of the programs that share this, those need it whose disks run full.
+#[allow(dead_code)]
+impl SmallMemory {
+    /// Mounts one of `bytes` bytes on a new folder in `folder`.
+    pub fn mount(folder: &Path, bytes: u64) -> Self {
+        let path = folder.join("memory");
+        fs::create_dir(&path).expect("a mount point");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(&path));
+        Self { path }
+    }
+
+    /// Takes what is free, so that nothing more can be stored.
+    pub fn fill(&self) {
+        let mut file = File::create(self.path.join("filling")).expect("a file");
+        let error = loop {
+            if let Err(error) = file.write_all(&[0; 4096]) {
+                break error;
             }
-            thread::sleep(Duration::from_millis(10));
+        };
+        assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+    }
+}
+
+impl Drop for SmallMemory {
+    fn drop(&mut self) {
+        unmount(&self.path);
+    }
+}
+
+fn unmount(path: &Path) {
+    // The kernel closes the files of an io_uring process a moment after the process has ended.
+    let deadline = Instant::now() + RELEASE_TIME;
+    while !Command::new("umount").arg(path).output().is_ok_and(|output| output.status.success()) {
+        if Instant::now() > deadline {
+            eprintln!("{} could not be unmounted", path.display());
+            break;
         }
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -14,10 +14,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
 use super::buffer::{BUFFER_ALIGN, BUFFER_BYTES_MAX, BufferPool};
 
@@ -83,6 +84,20 @@ impl BlockFile {
             memory_align: 1,
             offset_align: 1,
         })
+    }
+
+    /// The same file for one more queue. The kernel tells each open file description once that cached writes were lost:
+    /// who shares one may hear of a flush that ended well, because another has just been told. Nothing is cached
+    /// where I/O is direct, and one description is enough.
+    pub fn for_a_queue(self: &Arc<Self>) -> io::Result<Arc<Self>> {
+        if self.caching == Caching::Direct {
+            return Ok(self.clone());
+        }
+        let itself = PathBuf::from(format!("/proc/self/fd/{}", self.as_raw_fd()));
+        let is_read_only = !rustix::fs::fcntl_getfl(&self.file)?.intersects(OFlags::RDWR | OFlags::WRONLY);
+        let open = OpenOptions::new().read(true).write(!is_read_only).open(&itself);
+        let file = open.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", itself.display())))?;
+        Ok(Arc::new(Self { file, path: self.path.clone(), ..**self }))
     }
 
     /// The file itself, for those who know what it takes.

@@ -218,7 +218,7 @@ impl Engines {
                 uring::probe()?;
                 Source::Uring
             }
-            Kind::Threads => Source::Threads(ThreadPool::new(file.clone())?),
+            Kind::Threads => Source::Threads(ThreadPool::new()?),
             Kind::Inline => Source::Inline,
         };
         Ok(Self { file, source })
@@ -232,9 +232,9 @@ impl Engines {
     /// The engine of the calling thread, for at most `depth` operations at once.
     pub fn engine(&self, depth: usize) -> std::io::Result<Box<dyn Engine>> {
         Ok(match &self.source {
-            Source::Uring => Box::new(uring::UringEngine::new(self.file.clone(), depth)?),
-            Source::Threads(pool) => Box::new(pool.engine()?),
-            Source::Inline => Box::new(inline::InlineEngine::new(self.file.clone())),
+            Source::Uring => Box::new(uring::UringEngine::new(self.file.for_a_queue()?, depth)?),
+            Source::Threads(pool) => Box::new(pool.engine(self.file.for_a_queue()?)?),
+            Source::Inline => Box::new(inline::InlineEngine::new(self.file.for_a_queue()?)),
             Source::Other(make) => make(depth)?,
         })
     }

@@ -16,14 +16,14 @@ use super::file::BlockFile;
 use super::segments::Segment;
 use super::{Completion, Engine, Operation};
 
-/// Threads that carry out operations on one file.
+/// Threads that carry out the operations of all queues.
 pub struct ThreadPool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
+#[derive(Default)]
 struct Shared {
-    file: Arc<BlockFile>,
     state: Mutex<State>,
     work: Condvar,
 }
@@ -35,6 +35,7 @@ struct State {
 }
 
 struct Job {
+    file: Arc<BlockFile>,
     operation: Operation,
     segments: Vec<Segment>,
     token: u64,
@@ -49,8 +50,8 @@ struct Outbox {
 
 impl ThreadPool {
     /// Starts the threads.
-    pub fn new(file: Arc<BlockFile>) -> io::Result<Self> {
-        let shared = Arc::new(Shared { file, state: Mutex::default(), work: Condvar::new() });
+    pub fn new() -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
         let mut pool = Self { shared: shared.clone(), threads: Vec::new() };
         for index in 0..THREADS {
             let shared = shared.clone();
@@ -60,8 +61,8 @@ impl ThreadPool {
         Ok(pool)
     }
 
-    /// An engine that passes its operations to this pool.
-    pub fn engine(&self) -> io::Result<ThreadEngine> {
+    /// An engine that passes its operations on `file` to this pool.
+    pub fn engine(&self, file: Arc<BlockFile>) -> io::Result<ThreadEngine> {
         // SAFETY: eventfd makes a new descriptor or fails; on success this is its only owner.
         let event = unsafe {
             let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
@@ -72,6 +73,7 @@ impl ThreadPool {
         };
         Ok(ThreadEngine {
             shared: self.shared.clone(),
+            file,
             outbox: Arc::new(Outbox { done: Mutex::default(), event }),
             pending: Vec::new(),
             spare: Vec::new(),
@@ -107,7 +109,7 @@ impl Shared {
             drop(state);
             // SAFETY: whoever submitted the job keeps its segments valid until it is reaped, which
             // cannot be before `finish`.
-            let result = unsafe { perform(&self.file, job.operation, &job.segments) };
+            let result = unsafe { perform(&job.file, job.operation, &job.segments) };
             job.outbox.finish(Completion { token: job.token, result }, job.segments);
         }
     }
@@ -139,6 +141,7 @@ impl Outbox {
 /// One queue's access to the pool.
 pub struct ThreadEngine {
     shared: Arc<Shared>,
+    file: Arc<BlockFile>,
     outbox: Arc<Outbox>,
     pending: Vec<Job>,
     spare: Vec<Vec<Segment>>,
@@ -176,7 +179,8 @@ impl Engine for ThreadEngine {
     unsafe fn submit(&mut self, operation: Operation, segments: &[Segment], token: u64) {
         let mut copy = self.spare.pop().unwrap_or_default();
         copy.extend_from_slice(segments);
-        self.pending.push(Job { operation, segments: copy, token, outbox: self.outbox.clone() });
+        let (file, outbox) = (self.file.clone(), self.outbox.clone());
+        self.pending.push(Job { file, operation, segments: copy, token, outbox });
         self.in_flight += 1;
     }
 
