@@ -1,13 +1,18 @@
 //! The back ends: how each is made, started, filled and asked.
 //!
+//! How fast a disk is depends on where a file lies on it and on what was written there before, by half and more. So
+//! all whose disk is the bare bytes, encrypted or not, have one file, each by a name of its own, and a server runs only
+//! while it is measured. An image with a header, LUKS, is another file.
+//!
 //! `qemu-storage-daemon` has three I/O engines, and which is best depends on the file system and
 //! on the image's format. So each is tried for a moment on the filled image, and the best stays.
 
-use std::fs::{self, File};
+use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::fio::Fio;
+use super::fio::{self, Fio};
 use super::harness::load::{self, Sample};
 use super::harness::scratch::{Program, Scratch, finish};
 use super::harness::workload::Workload;
@@ -38,27 +43,36 @@ enum Make {
     Fio,
 }
 
-const PLAIN: &str = "sealblk-plain";
-
 /// All of them. The first is what ratios are about.
 pub const KINDS: [Kind; 5] = [
     Kind { id: "sealblk-xts", name: "sealblk", make: Make::Sealblk { encrypted: true, binary: None } },
-    Kind { id: PLAIN, name: "sealblk, not encrypted", make: Make::Sealblk { encrypted: false, binary: None } },
+    Kind {
+        id: "sealblk-plain",
+        name: "sealblk, not encrypted",
+        make: Make::Sealblk { encrypted: false, binary: None },
+    },
     Kind { id: "qsd-luks", name: "QSD, LUKS", make: Make::Qsd { luks: true } },
     Kind { id: "qsd-raw", name: "QSD, raw", make: Make::Qsd { luks: false } },
     Kind { id: "fio", name: "fio, raw file", make: Make::Fio },
 ];
 
 impl Kind {
-    /// Another `sealblk`, with encryption.
-    pub fn baseline(binary: PathBuf) -> Self {
-        let make = Make::Sealblk { encrypted: true, binary: Some(binary) };
-        Self { id: "baseline", name: "BASELINE", make }
+    /// Another `sealblk`, with encryption; the how manieth of them.
+    pub fn baseline(index: usize, binary: &Path) -> Self {
+        let make = Make::Sealblk { encrypted: true, binary: Some(binary.to_owned()) };
+        let name = format!("baseline {}", binary.display());
+        // There are few, and they are needed to the end.
+        Self { id: format!("baseline-{index}").leak(), name: name.leak(), make }
     }
 
     /// Whether what it stores is encrypted.
     pub fn is_encrypted(&self) -> bool {
         matches!(self.make, Make::Sealblk { encrypted: true, .. } | Make::Qsd { luks: true })
+    }
+
+    /// Whether it works on the file that is everybody's.
+    pub fn shares_the_disk(&self) -> bool {
+        !matches!(self.make, Make::Qsd { luks: true })
     }
 }
 
@@ -73,37 +87,43 @@ pub struct Backend {
 }
 
 enum Running {
-    Server { program: Program, socket: PathBuf },
+    Server(Server),
     Fio(Fio),
+}
+
+/// A program that serves a disk, when it is started.
+struct Server {
+    id: &'static str,
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    socket: PathBuf,
+    folder: PathBuf,
+    package: &'static str,
 }
 
 impl Backend {
     /// Starts all that are wanted.
     pub fn start_all(scratch: &Scratch, setting: &Setting) -> Outcome<Vec<Self>> {
         fs::write(scratch.path().join("key"), (0..64).collect::<Vec<u8>>())?;
-        setting.backends.iter().map(|kind| Self::start(kind, scratch, setting)).collect()
+        let disk = scratch.path().join("disk");
+        if setting.backends.iter().any(Kind::shares_the_disk) {
+            eprintln!("  filling {} MiB in {}", setting.size >> 20, scratch.place().display());
+            fio::fill(&disk, setting.size, !scratch.tmpfs, scratch.path())?;
+        }
+        setting.backends.iter().map(|kind| Self::start(kind, &disk, scratch, setting)).collect()
     }
 
-    fn start(kind: &Kind, scratch: &Scratch, setting: &Setting) -> Outcome<Self> {
-        eprintln!("  {}: filling {} MiB in {}", kind.name, setting.size >> 20, scratch.place().display());
+    fn start(kind: &Kind, disk: &Path, scratch: &Scratch, setting: &Setting) -> Outcome<Self> {
+        eprintln!("  starting {}", kind.name);
         let size = setting.size;
         let (running, how) = match &kind.make {
             Make::Sealblk { encrypted, binary } => {
                 let binary = binary.as_deref().unwrap_or(Path::new(env!("CARGO_BIN_EXE_sealblk")));
-                let running = sealblk(kind.id, binary, *encrypted, scratch, setting)?;
-                running.fill(size)?;
-                (running, setting.sealblk_args.join(" "))
+                (sealblk(kind.id, binary, *encrypted, disk, scratch, setting)?, setting.sealblk_args.join(" "))
             }
-            Make::Qsd { luks } => Image::create(kind.id, *luks, scratch, size)?.start_best(size)?,
+            Make::Qsd { luks } => Image::create(kind.id, *luks, disk, scratch, size)?.start_best(size)?,
             Make::Fio => {
-                // The file of the volume without encryption, where there is one: how fast a disk is
-                // depends on where a file lies and on what was written there before.
-                let shared = scratch.path().join(PLAIN).join("data");
-                let fio = if shared.exists() {
-                    Fio::on(shared, size, !scratch.tmpfs, scratch.path())?
-                } else {
-                    Fio::new(scratch.path().join(kind.id), size, !scratch.tmpfs, scratch.path())?
-                };
+                let fio = Fio::new(disk, size, !scratch.tmpfs, scratch.path())?;
                 let how = fio.how();
                 (Running::Fio(fio), how)
             }
@@ -118,25 +138,47 @@ impl Backend {
 }
 
 impl Running {
-    fn fill(&self, size: u64) -> Outcome<()> {
-        match self {
-            Self::Server { program, socket } => load::fill(socket, size).map_err(|error| program.told(error)),
-            Self::Fio(_) => Ok(()),
-        }
-    }
-
     fn run(&self, size: u64, workload: &Workload, seconds: f64) -> Outcome<Sample> {
         match self {
-            Self::Server { program, socket } => {
-                load::run(socket, size, workload, seconds, || machine::cpu_seconds(program.id()))
-                    .map_err(|error| program.told(error))
-            }
+            Self::Server(server) => server.run(size, workload, seconds),
             Self::Fio(fio) => fio.run(workload, seconds),
         }
     }
 }
 
-fn sealblk(id: &str, binary: &Path, encrypted: bool, scratch: &Scratch, setting: &Setting) -> Outcome<Running> {
+impl Server {
+    fn fill(&self, size: u64) -> Outcome<()> {
+        let program = self.start()?;
+        load::fill(&self.socket, size).map_err(|error| program.told(error))?;
+        program.stop()
+    }
+
+    fn run(&self, size: u64, workload: &Workload, seconds: f64) -> Outcome<Sample> {
+        let program = self.start()?;
+        let sample = load::run(&self.socket, size, workload, seconds, || machine::cpu_seconds(program.id()))
+            .map_err(|error| program.told(error))?;
+        program.stop()?;
+        Ok(sample)
+    }
+
+    fn start(&self) -> Outcome<Program> {
+        // A daemon before this one may have left its own.
+        let _ = fs::remove_file(&self.socket);
+        let mut command = Command::new(&self.program);
+        // Errors only: what sealblk says of every connection would be read by nobody.
+        command.args(&self.arguments).env("RUST_LOG", "error");
+        listening::start(self.id, command, &self.socket, &self.folder, self.package)
+    }
+}
+
+fn sealblk(
+    id: &'static str,
+    binary: &Path,
+    encrypted: bool,
+    disk: &Path,
+    scratch: &Scratch,
+    setting: &Setting,
+) -> Outcome<Running> {
     let volume = scratch.path().join(id);
     let key = match encrypted {
         true => vec!["--key".to_owned(), format!("file:{}", scratch.path().join("key").display())],
@@ -146,26 +188,35 @@ fn sealblk(id: &str, binary: &Path, encrypted: bool, scratch: &Scratch, setting:
     let mut create = Command::new(binary);
     create.args(["volume", "create"]).arg(&volume).args(["--size", &size, "--sector-size", "512"]).args(&key);
     finish(&mut create, "none: build sealblk")?;
+    let data = volume.join("data");
+    fs::remove_file(&data)?;
+    fs::hard_link(disk, &data)?;
     let socket = scratch.path().join(format!("{id}.sock"));
-    let mut serve = Command::new(binary);
-    serve.arg("serve").arg(&volume).arg("--socket").arg(&socket).args(&key).args(&setting.sealblk_args);
-    // Errors only: what it says of every connection would be read by nobody.
-    serve.env("RUST_LOG", "error");
-    server(id, serve, socket, scratch.path(), "none: build sealblk")
+    let mut arguments: Vec<OsString> = vec!["serve".into(), volume.into(), "--socket".into(), socket.clone().into()];
+    arguments.extend(key.iter().chain(&setting.sealblk_args).map(Into::into));
+    Ok(Running::Server(Server {
+        id,
+        program: binary.to_owned(),
+        arguments,
+        socket,
+        folder: scratch.path().to_owned(),
+        package: "none: build sealblk",
+    }))
 }
 
 /// An image that `qemu-storage-daemon` serves.
 struct Image<'a> {
-    id: &'a str,
+    id: &'static str,
     luks: bool,
     path: PathBuf,
     folder: &'a Path,
 }
 
 impl<'a> Image<'a> {
-    fn create(id: &'a str, luks: bool, scratch: &'a Scratch, size: u64) -> Outcome<Self> {
-        let path = scratch.path().join(id);
+    fn create(id: &'static str, luks: bool, disk: &Path, scratch: &'a Scratch, size: u64) -> Outcome<Self> {
+        let mut path = disk.to_owned();
         if luks {
+            path = scratch.path().join(id);
             let create = || {
                 let options = "key-secret=s,cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain64,iter-time=500";
                 let mut command = Command::new("qemu-img");
@@ -178,28 +229,28 @@ impl<'a> Image<'a> {
                 result = result.or_else(|_| create());
             }
             result?;
-        } else {
-            File::create(&path)?.set_len(size)?;
         }
         Ok(Self { id, luks, path, folder: scratch.path() })
     }
 
-    /// Fills it, and serves it with the engine that does best.
+    /// Serves it, filled, with the engine that does best.
     fn start_best(&self, size: u64) -> Outcome<(Running, String)> {
-        self.start(ENGINES[0]).and_then(|running| running.fill(size))?;
+        if self.luks {
+            self.server(ENGINES[0]).fill(size)?;
+        }
         let mut best: Option<(f64, &str)> = None;
         for engine in ENGINES {
-            match self.start(engine).and_then(|running| trial(&running, size)) {
+            match trial(&self.server(engine), size) {
                 Ok(score) if best.is_none_or(|(best, _)| score > best) => best = Some((score, engine)),
                 Ok(_) => {}
                 Err(error) => eprintln!("  {}: no {engine}: {error}", self.id),
             }
         }
         let (_, engine) = best.ok_or_else(|| format!("{}: no engine works", self.id))?;
-        Ok((self.start(engine)?, engine.to_owned()))
+        Ok((Running::Server(self.server(engine)), engine.to_owned()))
     }
 
-    fn start(&self, engine: &str) -> Outcome<Running> {
+    fn server(&self, engine: &str) -> Server {
         let socket = self.folder.join(format!("{}.sock", self.id));
         let path = self.path.display();
         let file = format!("driver=file,node-name=file,filename={path},cache.direct=on,{engine}");
@@ -209,27 +260,25 @@ impl<'a> Image<'a> {
         };
         let address = format!("addr.type=unix,addr.path={}", socket.display());
         let export = format!("vhost-user-blk,id=e,node-name=disk,{address},writable=on,num-queues={QUEUES}");
-        let mut command = Command::new("qemu-storage-daemon");
-        command.args(["--object", SECRET, "--blockdev", &file, "--blockdev", format, "--export", &export]);
-        // A daemon before this one may have been killed on the same path.
-        let _ = fs::remove_file(&socket);
-        server(self.id, command, socket, self.folder, "qemu-system-common")
+        let arguments = ["--object", SECRET, "--blockdev", &file, "--blockdev", format, "--export", &export];
+        Server {
+            id: self.id,
+            program: "qemu-storage-daemon".into(),
+            arguments: arguments.iter().map(Into::into).collect(),
+            socket,
+            folder: self.folder.to_owned(),
+            package: "qemu-system-common",
+        }
     }
 }
 
 /// How well it does, for comparing it with itself.
-fn trial(running: &Running, size: u64) -> Outcome<f64> {
+fn trial(server: &Server, size: u64) -> Outcome<f64> {
     let mut product = 1.0;
     for workload in WORKLOADS.iter().filter(|workload| TRIALS.contains(&workload.id)) {
-        product *= running.run(size, workload, TRIAL_SECONDS)?.operations;
+        product *= server.run(size, workload, TRIAL_SECONDS)?.operations;
     }
     Ok(product)
-}
-
-/// Starts a program and waits until it listens.
-fn server(id: &str, command: Command, socket: PathBuf, folder: &Path, package: &str) -> Outcome<Running> {
-    let program = listening::start(id, command, &socket, folder, package)?;
-    Ok(Running::Server { program, socket })
 }
 
 const SECRET: &str = "secret,id=s,data=benchmark";

@@ -1,8 +1,7 @@
 //! `fio` on a file: what the kernel gives to a program that wants nothing but I/O.
 //!
-//! The file is that of the volume without encryption, whose server then has nothing to do; where that
-//! is not among the back ends, one of its own. With io_uring and O_DIRECT on a disk; on tmpfs it goes
-//! through the page cache, which tmpfs is.
+//! The file is that of the back ends, whose servers then have nothing to do. With io_uring and O_DIRECT on a disk; on
+//! tmpfs it goes through the page cache, which tmpfs is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +14,14 @@ use super::harness::load::Sample;
 use super::harness::scratch::Program;
 use super::harness::workload::Workload;
 
+/// Writes a new file, with bytes that nothing can compress and in the way in which they will be overwritten: direct
+/// writes over pages that a cache holds are slower.
+pub fn fill(file: &Path, size: u64, direct: bool, folder: &Path) -> Outcome<()> {
+    let fio = Fio { file: file.to_owned(), size, direct, folder: folder.to_owned(), overhead: 0.0 };
+    fio.job(&["--rw=write", "--bs=1M", "--iodepth=8", "--refill_buffers", "--fallocate=none", "--end_fsync=1"])?;
+    Ok(())
+}
+
 /// `fio` with a full file.
 pub struct Fio {
     file: PathBuf,
@@ -26,18 +33,9 @@ pub struct Fio {
 }
 
 impl Fio {
-    /// On a new file, which is filled.
-    pub fn new(file: PathBuf, size: u64, direct: bool, folder: &Path) -> Outcome<Self> {
-        let fio = Self { file: file.clone(), size, direct, folder: folder.to_owned(), overhead: 0.0 };
-        // Bytes that nothing can compress, written in the way in which they will be overwritten:
-        // direct writes over pages that a cache holds are slower.
-        fio.job(&["--rw=write", "--bs=1M", "--iodepth=8", "--refill_buffers", "--fallocate=none", "--end_fsync=1"])?;
-        Self::on(file, size, direct, folder)
-    }
-
     /// On a full file, whose content is lost.
-    pub fn on(file: PathBuf, size: u64, direct: bool, folder: &Path) -> Outcome<Self> {
-        let fio = Self { file, size, direct, folder: folder.to_owned(), overhead: 0.0 };
+    pub fn new(file: &Path, size: u64, direct: bool, folder: &Path) -> Outcome<Self> {
+        let fio = Self { file: file.to_owned(), size, direct, folder: folder.to_owned(), overhead: 0.0 };
         let overhead = (0..3).map(|_| Ok(fio.job(&["--rw=read", "--bs=4k", "--number_ios=1"])?.0));
         let least = overhead.collect::<Outcome<Vec<f64>>>()?.into_iter().fold(f64::INFINITY, f64::min);
         Ok(Self { overhead: least, ..fio })

@@ -1,8 +1,8 @@
 //! The data path beside its peers, as a front end in another process sees it.
 //!
-//! Each back end has a full disk of its own, all of one size, on one file system: `sealblk serve`
-//! with and without encryption, `qemu-storage-daemon` with a LUKS (aes-256, xts, plain64) and a raw
-//! image, and `fio` on a plain file, which has no virtual disk between itself and the kernel. In
+//! The back ends are `sealblk serve` with and without encryption, `qemu-storage-daemon` with a LUKS (aes-256, xts,
+//! plain64) and a raw image, and `fio`, which has no virtual disk between itself and the kernel. All but LUKS, which
+//! has a file as large beside it, work on the same file. In
 //! each round every back end does each workload, in an order that changes from round to round. The
 //! machine drifts, so what counts is the ratio within a round; medians over the rounds are printed
 //! with the smallest and the largest.

@@ -9,7 +9,7 @@
 //! | `WORKLOADS` | all | some of them: parts of their ids, with commas between |
 //! | `BACKENDS` | all | some of them: parts of their ids, with commas between |
 //! | `SEALBLK_ARGS` | none | further arguments for `sealblk serve` |
-//! | `BASELINE` | none | another `sealblk` binary, to be measured beside this one |
+//! | `BASELINE` | none | other `sealblk` binaries, with commas between, to be measured beside this one |
 //! | `OUT` | `benchmarks` in the target folder | where to put `datapath.json` and `datapath.svg` |
 
 use std::path::{Path, PathBuf};
@@ -43,11 +43,13 @@ impl Setting {
     pub fn from_environment() -> Outcome<Self> {
         let tmp = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let mut kinds = backend::KINDS.to_vec();
-        if let Some(binary) = text("BASELINE")? {
-            if !Path::new(&binary).is_file() {
-                return Err(format!("BASELINE={binary}: there is no such program").into());
+        if let Some(binaries) = text("BASELINE")? {
+            for (index, binary) in binaries.split(',').enumerate() {
+                if !Path::new(binary).is_file() {
+                    return Err(format!("BASELINE={binary}: there is no such program").into());
+                }
+                kinds.insert(1 + index, Kind::baseline(index, Path::new(binary)));
             }
-            kinds.insert(1, Kind::baseline(binary.into()));
         }
         Ok(Self {
             rounds: number("ROUNDS", 5.0, 1.0, 1000.0)? as usize,
@@ -65,6 +67,8 @@ impl Setting {
 
     /// What all disks take, with what stands beside the data.
     pub fn bytes_needed(&self) -> u64 {
-        self.backends.len() as u64 * (self.size + (16 << 20))
+        let is_shared = self.backends.iter().any(Kind::shares_the_disk);
+        let others = self.backends.iter().filter(|kind| !kind.shares_the_disk()).count() as u64;
+        (u64::from(is_shared) + others) * self.size + self.backends.len() as u64 * (16 << 20)
     }
 }

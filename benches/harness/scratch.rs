@@ -109,6 +109,13 @@ impl Program {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Asks it to end, and waits until it has.
+    pub fn stop(self) -> Outcome<()> {
+        let pid = Pid::from_raw(i32::try_from(self.id())?).ok_or("a process without an id")?;
+        rustix::process::kill_process(pid, Signal::TERM)?;
+        self.finish().map(drop)
+    }
+
     /// Waits until it has ended; its success and the CPU seconds that it took.
     pub fn finish(mut self) -> Outcome<f64> {
         let pid = Pid::from_raw(i32::try_from(self.id())?).ok_or("a process without an id")?;
