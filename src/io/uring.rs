@@ -117,21 +117,21 @@ impl UringEngine {
         queue.taskrun() || queue.cq_overflow()
     }
 
-    /// Takes entries off the completion queue, until as many reads as are left have completed.
-    fn reap(&mut self, completions: &mut Vec<Completion>, reads_left: &mut usize) {
-        while *reads_left > 0 {
+    /// Takes entries off the completion queue, until as many operations as are left have completed.
+    fn reap(&mut self, completions: &mut Vec<Completion>, left: &mut usize) {
+        while *left > 0 {
             let Some(entry) = self.ring.completion().next() else { return };
             if entry.user_data() >= WAKER_TOKEN {
                 self.watched[(entry.user_data() - WAKER_TOKEN) as usize] = false;
-            } else if let Some((operation, completion)) = self.settle(entry.user_data() as usize, entry.result()) {
+            } else if let Some(completion) = self.settle(entry.user_data() as usize, entry.result()) {
                 completions.push(completion);
-                *reads_left -= usize::from(matches!(operation, Operation::Read { .. }));
+                *left -= 1;
             }
         }
     }
 
     /// Accounts for one entry of the completion queue; the completion, if that ends the operation.
-    fn settle(&mut self, key: usize, result: i32) -> Option<(Operation, Completion)> {
+    fn settle(&mut self, key: usize, result: i32) -> Option<Completion> {
         let flight = self.flights.get_mut(key)?;
         let result = match (result, flight.operation) {
             (error @ ..=-1, _) => match Errno(-error) {
@@ -158,7 +158,7 @@ impl UringEngine {
         let mut flight = self.flights.remove(key);
         flight.segments.clear();
         self.spare.push(mem::take(&mut flight.segments));
-        Some((flight.operation, Completion { token: flight.token, result }))
+        Some(Completion { token: flight.token, result })
     }
 }
 
@@ -179,11 +179,11 @@ impl Engine for UringEngine {
         if self.flights.is_empty() {
             return Ok(());
         }
-        let mut reads_left = READS_REAPED_MAX;
-        self.reap(completions, &mut reads_left);
+        let mut left = REAPED_MAX;
+        self.reap(completions, &mut left);
         if self.queued > 0 || completions.is_empty() && self.has_work() {
             self.enter(0)?;
-            self.reap(completions, &mut reads_left);
+            self.reap(completions, &mut left);
         }
         if !self.again.is_empty() {
             for key in mem::take(&mut self.again) {
@@ -208,8 +208,8 @@ impl Engine for UringEngine {
         self.enter(1)?;
         // With nothing in flight `drive` would not look at the ring: note here which polls fired.
         if self.flights.is_empty() {
-            let mut reads_left = READS_REAPED_MAX;
-            self.reap(&mut Vec::new(), &mut reads_left);
+            let mut left = REAPED_MAX;
+            self.reap(&mut Vec::new(), &mut left);
         }
         Ok(())
     }
@@ -301,9 +301,10 @@ fn make(entries: u32) -> io::Result<IoUring> {
 /// Tokens from here on are those of poll requests; keys of flights are far below.
 const WAKER_TOKEN: u64 = 1 << 32;
 const ENTRIES_MAX: usize = 1024;
-/// Entries that are passed on without waiting for more: enough to spread the cost of the call.
-const QUEUED_MAX: usize = 32;
-/// Reads that are handed out at a time. When many complete at once, the driver can so work on the first
-/// while the rest are decrypted, and the disk gets its next request sooner.
-const READS_REAPED_MAX: usize = 8;
+/// Entries that are passed on without waiting for more: enough to spread the cost of the call, and so few that the disk
+/// has something to do while the rest are sealed.
+const QUEUED_MAX: usize = 8;
+/// Operations that are handed out at a time. When many complete at once, the driver can so work on the first while the
+/// rest are decrypted or given back, and the disk gets its next request sooner.
+const REAPED_MAX: usize = 8;
 const IORING_ENTER_GETEVENTS: u32 = 1;
