@@ -16,6 +16,7 @@ under_every_engine!(
     table_shrinks_under_requests,
     table_without_the_rings,
     buffers_truncated,
+    huge_pages_truncated,
     buffers_truncated_under_requests,
     rings_truncated,
     rings_in_one_file_of_which_one_is_cut_off,
@@ -24,6 +25,9 @@ under_every_engine!(
     memory_that_cannot_be_written,
 );
 
+/// The usual size of huge pages.
+const HUGE_PAGE: usize = 2 << 20;
+const HUGE_PAGES: usize = 2;
 const OTHER: u64 = BASE + (1 << 32);
 /// The last page of the first region.
 const LAST_PAGE: u64 = BASE + Options::CLOUD_HYPERVISOR.memory as u64 - 4096;
@@ -146,6 +150,33 @@ fn buffers_truncated(configuration: Configuration) {
     guest.send(&[parts.header, data, parts.status], parts.status).assert_status(OK);
     guest.assert_second_queue_works();
     drop(guest);
+    scene.assert_unharmed();
+}
+
+/// What is missing is a whole huge page.
+fn huge_pages_truncated(configuration: Configuration) {
+    let mut scene = Scene::new(configuration);
+    for kind in [OUT, IN] {
+        let mut guest = scene.guest();
+        let region = Region::of_huge_pages(OTHER, HUGE_PAGES * HUGE_PAGE);
+        guest.frontend.add_mem_region(&region.info()).expect("ADD_MEM_REG");
+        guest.memory.regions.push(region);
+        guest.memory.regions[1].truncate(HUGE_PAGE as u64);
+        let parts = guest.parts(&Request::bare(kind, PLAYGROUND / 512));
+        for (offset, lost) in [(0, false), (HUGE_PAGE as u64 + 8192, true)] {
+            let data = match kind {
+                OUT => Descriptor::readable(OTHER + offset, 8192),
+                _ => Descriptor::writable(OTHER + offset, 8192),
+            };
+            let answer = guest.send(&[parts.header, data, parts.status], parts.status);
+            let answers: &[Answer] =
+                if lost { &[Answer::Status(IOERR), Answer::Stopped] } else { &[Answer::Status(OK)] };
+            assert!(answers.contains(&answer), "request {kind} at {offset}: {answer:?}");
+        }
+        guest.assert_second_queue_works();
+        drop(guest);
+        scene.served.assert_alive();
+    }
     scene.assert_unharmed();
 }
 

@@ -29,8 +29,20 @@ unsafe impl Send for Region {}
 impl Region {
     /// A region of `size` bytes of zeros at the guest-physical `address`.
     pub fn new(address: u64, size: usize) -> Self {
+        Self::with(address, size, libc::MFD_CLOEXEC)
+    }
+
+    /// The same in huge pages, which the kernel is told to have. Needs root.
+    // Of the programs that share this, those need it that take memory away.
+    #[allow(dead_code)]
+    pub fn of_huge_pages(address: u64, size: usize) -> Self {
+        std::fs::write("/proc/sys/vm/nr_overcommit_hugepages", "16").expect("leave to make huge pages");
+        Self::with(address, size, libc::MFD_CLOEXEC | libc::MFD_HUGETLB)
+    }
+
+    fn with(address: u64, size: usize, flags: u32) -> Self {
         // SAFETY: the name is a C string; a new descriptor is returned or -1.
-        let descriptor = unsafe { libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC) };
+        let descriptor = unsafe { libc::memfd_create(c"guest".as_ptr(), flags) };
         assert!(descriptor >= 0, "memfd_create failed");
         // SAFETY: the descriptor is new and nobody else's.
         let file = unsafe { File::from_raw_fd(descriptor) };

@@ -14,6 +14,7 @@
 //! no signal: such an operation fails with EFAULT.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::ptr;
@@ -27,13 +28,16 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Registers `[start, start + len)`, a live shared mapping of whole pages.
+    /// Registers `[start, start + len)`, a live shared mapping of `file` in whole pages, which are huge ones if the file
+    /// has such.
     ///
     /// Drop the guard before the mapping: from then on a fault there is fatal again.
-    pub fn new(start: usize, len: usize) -> io::Result<Self> {
+    pub fn new(start: usize, len: usize, file: &File) -> io::Result<Self> {
         install()?;
+        let page_bytes = page_bytes(file)?;
         for slot in &SLOTS {
             if slot.end.compare_exchange(0, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                slot.page_bytes.store(page_bytes, Ordering::Release);
                 slot.lost_from.store(usize::MAX, Ordering::Release);
                 slot.start.store(start, Ordering::Release);
                 slot.end.store(start.saturating_add(len), Ordering::Release);
@@ -77,6 +81,7 @@ pub fn is_lost(start: usize, len: usize) -> bool {
 struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
+    page_bytes: AtomicUsize,
     /// The first page that was found missing; `usize::MAX` if none was.
     lost_from: AtomicUsize,
 }
@@ -85,7 +90,6 @@ fn install() -> io::Result<()> {
     static INSTALL: Once = Once::new();
     static ERROR: AtomicUsize = AtomicUsize::new(0);
     INSTALL.call_once(|| {
-        PAGE_BYTES.store(rustix::param::page_size(), Ordering::Relaxed);
         // SAFETY: an all-zero sigaction is a valid one to fill in.
         let mut action: libc::sigaction = unsafe { mem::zeroed() };
         action.sa_sigaction = handle as *const () as usize;
@@ -103,16 +107,26 @@ fn install() -> io::Result<()> {
     }
 }
 
+/// What a mapping of `file` consists of.
+fn page_bytes(file: &File) -> io::Result<usize> {
+    let status = rustix::fs::fstatfs(file)?;
+    match status.f_type as u32 {
+        HUGETLBFS_MAGIC => usize::try_from(status.f_bsize).map_err(io::Error::other),
+        _ => Ok(rustix::param::page_size()),
+    }
+}
+
 extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo to a handler with SA_SIGINFO.
     let address = unsafe { (*info).si_addr() }.addr();
-    let page_bytes = PAGE_BYTES.load(Ordering::Relaxed);
-    let page = address & !(page_bytes - 1);
     let known = SLOTS.iter().find(|slot| {
         let end = slot.end.load(Ordering::Acquire);
         end != CLAIMED && slot.start.load(Ordering::Acquire) <= address && address < end
     });
     if let Some(slot) = known {
+        // A part of a huge page cannot be replaced.
+        let page_bytes = slot.page_bytes.load(Ordering::Acquire);
+        let page = address & !(page_bytes - 1);
         // Before the zeros are there, so that nobody finds them and does not find this.
         if slot.lost_from.fetch_min(page, Ordering::AcqRel) == usize::MAX {
             LOST_RANGES.fetch_add(1, Ordering::AcqRel);
@@ -144,7 +158,12 @@ extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
 }
 
 static SLOTS: [Slot; SLOTS_MAX] = [const {
-    Slot { start: AtomicUsize::new(usize::MAX), end: AtomicUsize::new(0), lost_from: AtomicUsize::new(usize::MAX) }
+    Slot {
+        start: AtomicUsize::new(usize::MAX),
+        end: AtomicUsize::new(0),
+        page_bytes: AtomicUsize::new(0),
+        lost_from: AtomicUsize::new(usize::MAX),
+    }
 }; SLOTS_MAX];
 /// How many slots have lost a page, so that nobody has to look at all of them as a rule.
 static LOST_RANGES: AtomicUsize = AtomicUsize::new(0);
@@ -153,8 +172,9 @@ thread_local! {
     // a signal handler may make at any time.
     static FAULTS: Cell<u64> = const { Cell::new(0) };
 }
-static PAGE_BYTES: AtomicUsize = AtomicUsize::new(4096);
 
+/// `f_type` of statfs(2) where pages are huge, and blocks with them.
+const HUGETLBFS_MAGIC: u32 = 0x9584_58f6;
 /// A slot that is being filled in.
 const CLAIMED: usize = 1;
 /// Regions of one front end at most, with room for the old table while a new one takes its place.
@@ -163,7 +183,6 @@ const SLOTS_MAX: usize = 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
     use std::os::fd::AsRawFd;
     use std::thread;
 
@@ -183,7 +202,7 @@ mod tests {
     #[test]
     fn a_page_that_vanished_reads_as_zeros_and_is_counted() {
         let (file, base) = mapped(2);
-        let _guard = Guard::new(base.addr(), 2 * PAGE).unwrap();
+        let _guard = Guard::new(base.addr(), 2 * PAGE, &file).unwrap();
         // SAFETY: both pages are mapped; after the cut the handler replaces the second.
         unsafe {
             base.write_volatile(1);
@@ -201,7 +220,7 @@ mod tests {
     fn faults_count_where_they_happen_and_losses_show_everywhere() {
         let (file, base) = mapped(4);
         let (start, address) = (base.addr(), base.expose_provenance());
-        let guard = Guard::new(start, 4 * PAGE).unwrap();
+        let guard = Guard::new(start, 4 * PAGE, &file).unwrap();
         let before = fault_count();
         assert!(!is_lost(start, 4 * PAGE));
         file.set_len(PAGE as u64).unwrap();
@@ -218,7 +237,7 @@ mod tests {
         assert!(!is_lost(start + 4 * PAGE, PAGE));
         // A new registration of the same place starts whole.
         drop(guard);
-        let _guard = Guard::new(start, 4 * PAGE).unwrap();
+        let _guard = Guard::new(start, 4 * PAGE, &file).unwrap();
         assert!(!is_lost(start, 4 * PAGE));
     }
 }

@@ -124,9 +124,9 @@ impl Region {
         if end.is_none_or(|end| metadata.is_file() && end > metadata.len()) {
             return Err(refuse(info, format!("its file ends at {:#x}", metadata.len())));
         }
-        let mapping = MmapRegion::<()>::from_file(FileOffset::new(file, info.file_offset), size)
-            .map_err(|error| refuse(info, error))?;
-        let guard = Guard::new(mapping.as_ptr().addr(), size).map_err(|error| refuse(info, error))?;
+        let file = FileOffset::new(file, info.file_offset);
+        let mapping = MmapRegion::<()>::from_file(file.clone(), size).map_err(|error| refuse(info, error))?;
+        let guard = Guard::new(mapping.as_ptr().addr(), size, file.file()).map_err(|error| refuse(info, error))?;
         let mapping = GuestRegionMmap::new(mapping, GuestAddress(info.guest_address))
             .ok_or_else(|| refuse(info, "its guest address overflows"))?;
         Ok(Self { info, mapping: Arc::new(mapping), _guard: guard })
