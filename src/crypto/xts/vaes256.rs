@@ -215,10 +215,10 @@ impl FirstTweaks {
     fn encrypt_registers<const REGISTERS: usize>(&mut self, keys: &RoundKeys, unit: u128) {
         let mut state = [_mm256_setzero_si256(); REGISTERS];
         for (i, state) in state.iter_mut().enumerate() {
-            let [even, odd] = [0, 1].map(|lane| unit + (i * LANES + lane) as u128);
-            let halves = |unit: u128| ((unit >> 64) as i64, unit as i64);
-            let ((even_high, even_low), (odd_high, odd_low)) = (halves(even), halves(odd));
-            let numbers = _mm256_set_epi64x(odd_high, odd_low, even_high, even_low);
+            // No closure: one with these instructions is called, not inlined, by what is without them.
+            let even = unit + (i * LANES) as u128;
+            let odd = even + 1;
+            let numbers = _mm256_set_epi64x((odd >> 64) as i64, odd as i64, (even >> 64) as i64, even as i64);
             *state = _mm256_xor_si256(numbers, keys.pair(0));
         }
         for index in 1..LAST_ROUND {
