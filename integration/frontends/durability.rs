@@ -151,7 +151,7 @@ fn assert_cached(disk: &Disk, guest: &mut Guest) {
 fn every_queue_hears_that_cached_writes_are_lost() {
     for kind in [Kind::Uring, Kind::Threads, Kind::Inline] {
         let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
-        let memory = SmallMemory::mount(folder.path(), 1 << 20);
+        let memory = SmallMemory::mount(folder.path().to_owned(), 1 << 20);
         let device = LoopDevice::attach(&memory.path, 16 << 20, 4096);
         memory.fill();
         let file = Arc::new(BlockFile::open(&device.path, false, 512).expect("the device"));

@@ -81,11 +81,19 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        unmount(&self.path);
+        // The kernel closes the files of an io_uring process a moment after the process has ended.
+        let deadline = Instant::now() + RELEASE_TIME;
+        while !Command::new("umount").arg(&self.path).output().is_ok_and(|output| output.status.success()) {
+            if Instant::now() > deadline {
+                eprintln!("{} could not be unmounted", self.path.display());
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
-/// A file system in memory, of a few pages; unmounted on drop.
+/// A file system in memory that has room for little; unmounted on drop.
 pub struct SmallMemory {
     /// Where it is mounted.
     pub path: PathBuf,
@@ -94,12 +102,16 @@ pub struct SmallMemory {
 // Of the programs that share this, those need it whose disks run full.
 #[allow(dead_code)]
 impl SmallMemory {
-    /// Mounts one of `bytes` bytes on a new folder in `folder`.
-    pub fn mount(folder: &Path, bytes: u64) -> Self {
-        let path = folder.join("memory");
-        fs::create_dir(&path).expect("a mount point");
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(&path));
-        Self { path }
+    /// Mounts one of `bytes` bytes at a folder.
+    pub fn mount(at: PathBuf, bytes: u64) -> Self {
+        let options = format!("size={bytes},mode=700");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&at));
+        Self { path: at }
+    }
+
+    /// Changes how much it has room for.
+    pub fn resize(&self, bytes: u64) {
+        run(Command::new("mount").args(["-o", &format!("remount,size={bytes}")]).arg(&self.path));
     }
 
     /// Takes what is free, so that nothing more can be stored.
@@ -116,19 +128,8 @@ impl SmallMemory {
 
 impl Drop for SmallMemory {
     fn drop(&mut self) {
-        unmount(&self.path);
-    }
-}
-
-fn unmount(path: &Path) {
-    // The kernel closes the files of an io_uring process a moment after the process has ended.
-    let deadline = Instant::now() + RELEASE_TIME;
-    while !Command::new("umount").arg(path).output().is_ok_and(|output| output.status.success()) {
-        if Instant::now() > deadline {
-            eprintln!("{} could not be unmounted", path.display());
-            break;
-        }
-        thread::sleep(Duration::from_millis(10));
+        // Processes may still be using it.
+        run(Command::new("umount").arg("--lazy").arg(&self.path));
     }
 }
 

@@ -25,27 +25,40 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// Notes that this process holds the volume in `dir`. The caller has the lock.
+    /// Notes that this process holds the volume in `dir`. The caller has the lock. On a full disk it holds it
+    /// without a note: to serve what is there is worth more than to be found.
     ///
     /// # Errors
     ///
-    /// [`HolderError`] when the note cannot be written.
+    /// [`HolderError`] when the note cannot be written for another reason.
     pub fn record(dir: &Path) -> Result<Holder, HolderError> {
         let path = dir.join(HOLDER_FILE);
         let new_path = dir.join(NEW_HOLDER_FILE);
         let pid = std::process::id();
+        let error = |source| HolderError { action: "write", path: path.clone(), source };
+        let started = start_time(pid).map_err(error)?;
         let write = || {
-            let started = start_time(pid)?;
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new_path)?;
             writeln!(file, "{pid} {started}")?;
             // A note need not outlive the machine: the process does not either.
-            std::fs::rename(&new_path, &path)?;
-            Ok(started)
+            std::fs::rename(&new_path, &path)
         };
-        match write() {
-            Ok(started) => Ok(Holder { pid, started, noted: Some(SystemTime::now()), note: Some(path) }),
-            Err(source) => Err(HolderError { action: "write", path, source }),
-        }
+        let note = match write() {
+            Ok(()) => Some(path),
+            Err(full) if matches!(full.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                log::warn!(
+                    "{}: {full}: this process holds it and cannot note so; who replaces it could not end it",
+                    dir.display()
+                );
+                // What is left there would name another.
+                for name in [&new_path, &path] {
+                    let _ = std::fs::remove_file(name);
+                }
+                None
+            }
+            Err(source) => return Err(error(source)),
+        };
+        Ok(Holder { pid, started, noted: Some(SystemTime::now()), note })
     }
 
     /// Who last noted to hold the volume in `dir`; nobody if there is no note, or none that can be read.
@@ -146,6 +159,20 @@ mod tests {
         assert!(Holder::read(dir.path()).unwrap().is_some(), "a reader took the note away");
         drop(held);
         assert_eq!(Holder::read(dir.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn on_a_full_disk_it_is_held_without_a_note() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(HOLDER_FILE), "1 1\n").unwrap();
+        std::os::unix::fs::symlink("/dev/full", dir.path().join(NEW_HOLDER_FILE)).unwrap();
+        let held = Holder::record(dir.path()).unwrap();
+        assert_eq!(Holder::read(dir.path()).unwrap(), None, "another was named");
+        drop(held);
+        // The next has room again.
+        let held = Holder::record(dir.path()).unwrap();
+        assert!(Holder::read(dir.path()).unwrap().unwrap().is_self());
+        drop(held);
     }
 
     #[test]

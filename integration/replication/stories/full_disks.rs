@@ -1,44 +1,23 @@
 //! A copy whose disk is full leaves the in-sync set and the guest notices nothing; when there is room again it is
 //! sent what it lacks.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use crate::cluster::{Cluster, Plan, Writer, name};
 use crate::model::{BLOCK, Model};
+use crate::support::loopback::{SmallMemory, run};
 use crate::workload::{Load, Manner};
 
 /// A cluster in which one node keeps its copies on a file system that the volume does not fit on.
 struct Scene {
     full: usize,
     // Goes before the cluster, whose folder it lies in.
-    disk: SmallDisk,
+    disk: SmallMemory,
     cluster: Cluster,
     writer: Writer,
     load: Load,
-}
-
-/// A file system in memory, at a node's folder.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: PathBuf, size: &str) -> SmallDisk {
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "tmpfs"]).arg(&at));
-        SmallDisk(at)
-    }
-
-    fn resize(&self, size: &str) {
-        run(Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&self.0));
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Processes may still be using it.
-        run(Command::new("umount").arg("--lazy").arg(&self.0));
-    }
 }
 
 impl Scene {
@@ -48,7 +27,7 @@ impl Scene {
         let (place, aside) = (cluster.path(&name(full)), cluster.path("aside"));
         std::fs::rename(&place, &aside).expect("moving the node's folder");
         std::fs::create_dir(&place).expect("a place to mount at");
-        let disk = SmallDisk::mount(place.clone(), "24M");
+        let disk = SmallMemory::mount(place.clone(), 24 << 20);
         run(Command::new("cp").args(["--archive", "--sparse=always"]).arg(aside.join(".")).arg(&place));
         cluster.start_replica(full);
         let writer = cluster.serve(0, &[]);
@@ -77,7 +56,12 @@ impl Scene {
         let views = cluster.status(0).view - status.view;
         assert!(views <= VIEWS_MAX, "{views} views in {TRIES_TIME:?}");
 
-        self.disk.resize("256M");
+        self.end();
+    }
+
+    /// From when there is room again.
+    fn end(self) {
+        self.disk.resize(256 << 20);
         self.load.await_progress(100);
         self.cluster.await_in_sync(0);
         self.load.await_progress(100);
@@ -97,9 +81,17 @@ fn of_the_node_that_serves() {
     Scene::new(0, 22).play();
 }
 
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+/// There is no room for a note of who has the copy, and it is opened all the same.
+#[test]
+fn of_a_node_that_starts_again() {
+    let mut scene = Scene::new(1, 23);
+    scene.writer.process.await_line(&format!("node {} leaves the in-sync set", name(1)));
+    scene.disk.fill();
+    scene.cluster.kill_replica(1);
+    scene.cluster.start_replica(1);
+    scene.cluster.replica(1).await_line("cannot note so");
+    scene.cluster.replica(1).await_line("opened, in incarnation");
+    scene.end();
 }
 
 const TRIES_TIME: Duration = Duration::from_secs(5);
