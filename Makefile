@@ -69,7 +69,7 @@ $(CARGO_DENY):
 	cargo install cargo-deny --version $(CARGO_DENY_VERSION) --locked --root $(dir $(@D))
 
 # The cipher, the data path on a disk and on tmpfs, what sealblk itself costs, and instruction counts:
-# seven minutes. Ratios count, not numbers: the first two measure others beside sealblk in the same run.
+# eight minutes. Ratios count, not numbers: the first two measure others beside sealblk in the same run.
 # First everything is built, so that nothing is measured beside a compiler; OpenSSL too, once, in a few
 # minutes more: its newest code is faster than Debian's.
 bench bench-volumes: export OPENSSL_NO_VENDOR = 0
