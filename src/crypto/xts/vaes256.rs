@@ -215,7 +215,7 @@ impl FirstTweaks {
     fn encrypt_registers<const REGISTERS: usize>(&mut self, keys: &RoundKeys, unit: u128) {
         let mut state = [_mm256_setzero_si256(); REGISTERS];
         for (i, state) in state.iter_mut().enumerate() {
-            // No closure: one with these instructions is called, not inlined, by what is without them.
+            // No closure: one with these instructions is called, not inlined, where not all is compiled as one.
             let even = unit + (i * LANES) as u128;
             let odd = even + 1;
             let numbers = _mm256_set_epi64x((odd >> 64) as i64, odd as i64, (even >> 64) as i64, even as i64);
