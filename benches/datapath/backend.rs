@@ -57,7 +57,7 @@ pub const KINDS: [Kind; 5] = [
 ];
 
 impl Kind {
-    /// Another `sealblk`, with encryption; the how manieth of them.
+    /// Another `sealblk`, with encryption; `index` tells it from others of its kind.
     pub fn baseline(index: usize, binary: &Path) -> Self {
         let make = Make::Sealblk { encrypted: true, binary: Some(binary.to_owned()) };
         let name = format!("baseline {}", binary.display());
